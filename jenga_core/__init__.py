@@ -1,0 +1,21 @@
+"""Jenga: long-context fine-tuning on contextual token sparsity.
+
+Names are resolved on first use (PEP 562), so `import jenga_core` loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "JengaConfig": "jenga_core.config",
+    "apply_jenga": "jenga_core.patching.apply",
+    "JengaHandle": "jenga_core.patching.apply",
+}
+
+__all__ = ["JengaConfig", "JengaHandle", "apply_jenga"]  # noqa: F822 - resolved by __getattr__
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,194 @@
+"""JengaConfig: every choice of the method, in one frozen and torch-free object.
+
+The library (`apply_jenga(model, config)`), the API (the `jenga` object of a job) and the trainer validate with this same
+class, so a setting means one thing and is refused in one place. A preset is a named set of defaults; what the caller
+gives wins over it:
+
+    JengaConfig.preset("jenga", keep_fraction=0.25)
+    JengaConfig.model_validate({"preset": "jenga", "selection": {"score": "random"}})
+
+Vocabulary (the same words everywhere): a *block* is `block_tokens` consecutive tokens of one document; its *score* says
+how much the other tokens ask of it; the *selection* is the set of blocks that stay *involved*; the rest are *eliminated*
+(y = x: no query, key, value or MLP, nothing saved for backward) or *forward-only* (computed exactly, no gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jenga_core.errors import ConfigError
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "jenga": {"enabled": True},
+    "lora": {"enabled": False},
+}
+"""What a preset changes against the field defaults below, which are those of `jenga`."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class SelectionConfig(_Part):
+    """Which blocks stay involved, in which layers (paper, technique 1)."""
+
+    scope: Literal["carried", "per_layer"] = "carried"
+    """`carried`: choose once, at the entry layer, and carry the set to the loss. `per_layer`: choose anew in every layer
+    from the entry layer on; a block left out comes back in the next layer that wants it (the paper's rule)."""
+
+    by: Literal["keep_fraction"] = "keep_fraction"
+    """How scores become a selection: the best share of the blocks of each document."""
+
+    keep_fraction: float = Field(default=0.4, gt=0, le=1)
+    """Share of each document's blocks that stay involved: n = ceil(keep_fraction x N), at least 2."""
+
+    score: Literal["auto", "exact", "random", "recent"] = "auto"
+    """Where block scores come from. `exact`: the attention scores of the entry layer. `auto`: predictors where an artifact
+    for this model exists, else exact. `random` and `recent` are controls: they show what informed scores are worth."""
+
+    column: Literal["mean", "sum"] = "mean"
+    """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
+    blocks, which more queries can see. `mean` divides that advantage away."""
+
+    unselected: Literal["eliminated"] = "eliminated"
+    """What becomes of unselected tokens from the entry layer on."""
+
+    below_entry: Literal["involved", "forward_only"] = "involved"
+    """What becomes of unselected tokens below the entry layer. `involved`: dense, with gradient. `forward_only`: deferred
+    selection. The lower layers run once without gradient, the set is chosen, and only its tokens run again with
+    gradient, against the keys and values of all."""
+
+    loss_on: Literal["involved", "all"] = "involved"
+    """Tokens whose next-token loss is taken: those still involved at the last layer, or all with a label."""
+
+    entry_layer: int | None = Field(default=None, ge=0)
+    """First layer with elimination, counted from 0; layers below are dense. None means half of the layers."""
+
+    block_tokens: int = Field(default=64, ge=1, le=4096)
+    """Tokens per block. Blocks start at each document's first token."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.scope == "per_layer" and self.below_entry == "forward_only":
+            raise ValueError(
+                "below_entry='forward_only' needs one set for all layers: use scope='carried', or below_entry='involved'"
+            )
+        return self
+
+
+class LoraConfig(_Part):
+    """The adapter (Hu et al. 2021), as peft names its fields."""
+
+    r: int = Field(default=8, ge=1, le=1024)
+    """Rank."""
+
+    alpha: float = Field(default=16, gt=0)
+    """The update is scaled by alpha / r."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+
+    target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
+    """Names of the linear layers that get an adapter."""
+
+
+class RopeConfig(_Part):
+    """Context extension: how rotary positions are stretched past the model's own length."""
+
+    type: Literal["linear", "dynamic", "yarn"] = "linear"
+    """`linear` position interpolation, `dynamic` NTK, or `yarn`."""
+
+    factor: float = Field(default=2.0, gt=1, le=64)
+    """New length over the model's own."""
+
+
+class LossConfig(_Part):
+    """Segmented cross entropy (paper, technique 3: segment-based peak cutting)."""
+
+    segment_tokens: int = Field(default=1024, ge=16)
+    """Rows of logits that exist at once. Peak memory of the loss is proportional to it, gradients do not depend on it."""
+
+
+class JengaConfig(_Part):
+    """All settings of one fine-tuning run.
+
+    Validation errors are pydantic's; `parse()` turns the first one into a ConfigError that names the field.
+    """
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+
+    preset_name: str = Field(default="jenga", alias="preset")
+    """Named defaults to start from: `jenga` (contextual token sparsity) or `lora` (dense)."""
+
+    enabled: bool = True
+    """False switches the method off: the patched model computes bit for bit what the unpatched one does."""
+
+    context_length_tokens: int = Field(default=2048, ge=16)
+    """Longest sequence trained on. Longer texts are split into windows; longer chats are cut."""
+
+    max_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Optimizer steps. Replaces n_epochs; the data is cycled as often as needed."""
+
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Absolute peak learning rate. None means 2e-4 x the job's learning_rate_multiplier."""
+
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
+    """Micro-batches per optimizer step."""
+
+    selection: SelectionConfig = SelectionConfig()
+    """Which tokens stay involved."""
+
+    loss: LossConfig = LossConfig()
+    """How the loss is computed."""
+
+    lora: LoraConfig = LoraConfig()
+    """The adapter."""
+
+    rope: RopeConfig | None = None
+    """Context extension; None keeps the model's own positions and its own limit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        """Put the preset's values under the given ones, and move the short form `keep_fraction` to its place."""
+        if not isinstance(given, Mapping):
+            return given
+        values = dict(given)
+        name = values.setdefault("preset", values.pop("preset_name", "jenga"))
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}; got {name!r}")
+        for key, value in PRESETS[name].items():
+            values.setdefault(key, value)
+        if "keep_fraction" in values:
+            short = values.pop("keep_fraction")
+            selection = values.get("selection") or {}
+            if isinstance(selection, SelectionConfig):
+                selection = selection.model_dump(exclude_unset=True)
+            if isinstance(selection, Mapping):
+                if selection.get("keep_fraction", short) != short:
+                    raise ValueError(
+                        f"keep_fraction is given twice: {short!r} and selection.keep_fraction="
+                        f"{selection['keep_fraction']!r}; give one"
+                    )
+                values["selection"] = {**selection, "keep_fraction": short}
+        return values
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any], *, param: str = "jenga") -> JengaConfig:
+        """Validate a plain mapping; raise ConfigError naming the first offending field under `param`."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join([param, *(str(part) for part in first["loc"])])
+            message = first["msg"].removeprefix("Value error, ")
+            got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+            raise ConfigError(f"{where}: {message}{got}", param=where) from error
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> JengaConfig:
+        """`JengaConfig.preset("jenga", keep_fraction=0.4)`: a preset with some fields replaced."""
+        return cls.parse({"preset": name, **overrides}, param="JengaConfig")

@@ -1,0 +1,79 @@
+"""The doorbell: a Celery message that says "look at the queue". The database row is the queue.
+
+A message may be lost, doubled or come late and nothing goes wrong: a supervisor that hears it claims the oldest queued
+job, whichever that is, and a beat task rings again for jobs that nobody claimed. This file holds the Celery object and
+the task *names*; the bodies live in `worker`.
+"""
+
+from __future__ import annotations
+
+import logging
+from celery import Celery
+from celery.exceptions import OperationalError
+from kombu.exceptions import OperationalError as TransportError
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from jenga_core.service.settings import Settings
+
+RUN_TASK = "jenga.run"
+REAP_TASK = "jenga.reap"
+RUN_QUEUE = "run"
+OPS_QUEUE = "ops"
+
+log = logging.getLogger(__name__)
+
+celery_app = Celery("jenga", set_as_current=False)
+celery_app.conf.update(
+    # State lives in the database; messages carry ids only.
+    task_serializer="json",
+    accept_content=["json"],
+    result_backend=None,
+    task_ignore_result=True,
+    # Acknowledge at once: with late acknowledgement, Redis hands a task that outlives the visibility timeout to a second
+    # worker. Without prefetch no message sits unacknowledged behind a long job, which would be redelivered for the
+    # same reason.
+    task_acks_late=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    task_acks_on_failure=True,
+    task_acks_on_timeout=True,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    broker_connection_retry_on_startup=True,
+    task_routes={RUN_TASK: {"queue": RUN_QUEUE}, REAP_TASK: {"queue": OPS_QUEUE}},
+    task_default_queue=RUN_QUEUE,
+    broker_transport_options={
+        "visibility_timeout": 3600,
+        "socket_timeout": 30,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        "global_keyprefix": "jenga:",
+        "max_retries": 1,
+    },
+)
+
+
+def connect(settings: Settings) -> Celery:
+    """Point the Celery app at the settings' broker and return it."""
+    celery_app.conf.broker_url = settings.broker
+    return celery_app
+
+
+def ring(job_id: str) -> bool:
+    """Send one doorbell message. False (and a log line) when the broker cannot be reached; the beat task rings again."""
+    try:
+        celery_app.send_task(RUN_TASK, kwargs={"job_id": job_id}, retry=False)
+    except (OperationalError, TransportError, OSError) as error:
+        log.warning("doorbell for %s not rung, the reaper will ring again: %s", job_id, error)
+        return False
+    return True
+
+
+def ring_after_commit(session: Session, job_id: str) -> None:
+    """Ring once this session's transaction has committed; never before, so nobody looks for a row that is not there."""
+
+    def _ring(_session: Session) -> None:
+        ring(job_id)
+
+    event.listen(session, "after_commit", _ring, once=True)

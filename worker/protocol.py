@@ -1,0 +1,160 @@
+"""What the supervisor and the trainer say to each other.
+
+Downwards: one JSON file, `TrainerSpec`, in the job's folder. Upwards: one JSON object per line on a pipe, each a `Message`.
+The supervisor relays them into the database under its lease; the trainer knows no database. Nothing here imports torch,
+so a fake trainer in a test can speak the real protocol.
+
+Layout of a job's folder (`DATA_DIR/jobs/<job id>`):
+
+    spec.json            the TrainerSpec
+    stderr.log           what the trainer printed
+    checkpoints/step-8/  states to go on from
+    output/              adapter/, adapter.tar.gz, metrics.csv
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from jenga_core.config import JengaConfig
+from jenga_core.service.jobs.state import JobStage
+
+EVENTS_FD_VARIABLE = "JENGA_EVENTS_FD"
+"""Environment variable with the number of the pipe's writing end."""
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 10
+"""The trainer raised: its last message is an ErrorMessage. Not retried."""
+EXIT_OUT_OF_MEMORY = 11
+"""CUDA or host memory ran out: an ErrorMessage with the numbers. Not retried."""
+EXIT_CANCELLED = 12
+"""It stopped at a step boundary because SIGTERM asked it to."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainerSpec(_Frozen):
+    """Everything the trainer needs, in paths and numbers."""
+
+    job_id: str
+    attempt: int
+    model_name: str
+    model_folder: Path
+    training_path: Path
+    validation_path: Path | None
+    config: JengaConfig
+    hyperparameters: dict[str, Any]
+    """OpenAI's: n_epochs, batch_size, learning_rate_multiplier; "auto" or a number."""
+    seed: int
+    resume_from: Path | None
+    """Folder of the checkpoint to go on from; None starts at step 0."""
+
+
+class StageMessage(_Frozen):
+    """A stage begins."""
+
+    kind: Literal["stage"] = "stage"
+    stage: JobStage
+
+
+class EventMessage(_Frozen):
+    """Something to tell the people who watch."""
+
+    kind: Literal["event"] = "event"
+    message: str
+    level: Literal["info", "warn", "error"] = "info"
+    data: dict[str, Any] | None = None
+
+
+class PlanMessage(_Frozen):
+    """What the data turned out to be; sent once the number of steps is known."""
+
+    kind: Literal["plan"] = "plan"
+    total_steps: int
+    hyperparameters: dict[str, Any]
+    """With every "auto" resolved."""
+
+
+class StepMessage(_Frozen):
+    """An optimizer step is done (train_*), or held-out loss was measured after it (valid_loss). Step 0 is before training."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    train_loss: float | None = None
+    valid_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    trained_tokens: int | None = None
+    """Tokens seen by the forward pass since the job began."""
+
+
+class MemoryMessage(_Frozen):
+    """Bytes of one phase; the fields are those of the job_memory table."""
+
+    kind: Literal["memory"] = "memory"
+    phase: str
+    states_bytes: int
+    activation_bytes: int
+    predictor_bytes: int
+    other_bytes: int
+    peak_bytes: int
+    device: str
+
+
+class SelectionMessage(_Frozen):
+    """Which blocks stayed involved at a step, in the first sequence of the batch."""
+
+    kind: Literal["selection"] = "selection"
+    step: int
+    num_blocks: int
+    layers_kept_fraction: list[float]
+    spans: list[dict[str, Any]]
+    """[{"first_layer": 15, "last_layer": 29, "blocks": [0, 3, ...]}]; layers in no span keep all."""
+
+
+class CheckpointMessage(_Frozen):
+    """A checkpoint is complete on disk."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    folder: str
+    """Name under `checkpoints/`."""
+    metrics: dict[str, float]
+
+
+class ResultMessage(_Frozen):
+    """The job's outcome: `output/` is complete. Sent once, before exit code 0."""
+
+    kind: Literal["result"] = "result"
+    report: dict[str, Any]
+    """What the method did: score source, held-out loss before and after, kept fractions, warnings."""
+
+
+class ErrorMessage(_Frozen):
+    """Why the job fails; last message before a non-zero exit code."""
+
+    kind: Literal["error"] = "error"
+    code: str
+    message: str
+    param: str | None = None
+
+
+Message = Annotated[
+    StageMessage
+    | EventMessage
+    | PlanMessage
+    | StepMessage
+    | MemoryMessage
+    | SelectionMessage
+    | CheckpointMessage
+    | ResultMessage
+    | ErrorMessage,
+    Field(discriminator="kind"),
+]
+
+message_adapter: TypeAdapter[Message] = TypeAdapter(Message)
