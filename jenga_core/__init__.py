@@ -12,7 +12,7 @@ _PUBLIC = {
     "JengaHandle": "jenga_core.patching.apply",
 }
 
-__all__ = ["JengaConfig", "JengaHandle", "apply_jenga"]  # noqa: F822 - resolved by __getattr__
+__all__ = ["JengaConfig", "JengaHandle", "apply_jenga"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,16 @@
 """JengaConfig: every choice of the method, in one frozen and torch-free object.
 
-The library (`apply_jenga(model, config)`), the API (the `jenga` object of a job) and the trainer validate with this same
-class, so a setting means one thing and is refused in one place. A preset is a named set of defaults; what the caller
-gives wins over it:
+The library (`apply_jenga(model, config)`), the API (the `jenga` object of a job) and the trainer validate with this
+same class, so a setting means one thing and is refused in one place. A preset is a named set of defaults; what the
+caller gives wins over it:
 
     JengaConfig.preset("jenga", keep_fraction=0.25)
     JengaConfig.model_validate({"preset": "jenga", "selection": {"score": "random"}})
 
 Vocabulary (the same words everywhere): a *block* is `block_tokens` consecutive tokens of one document; its *score* says
-how much the other tokens ask of it; the *selection* is the set of blocks that stay *involved*; the rest are *eliminated*
-(y = x: no query, key, value or MLP, nothing saved for backward) or *forward-only* (computed exactly, no gradient).
+how much the other tokens ask of it; the *selection* is the set of blocks that stay *involved*; the rest are
+*eliminated* (y = x: no query, key, value or MLP, nothing saved for backward) or *forward-only* (computed exactly, no
+gradient).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class SelectionConfig(_Part):
     """Which blocks stay involved, in which layers (paper, technique 1)."""
 
     scope: Literal["carried", "per_layer"] = "carried"
-    """`carried`: choose once, at the entry layer, and carry the set to the loss. `per_layer`: choose anew in every layer
-    from the entry layer on; a block left out comes back in the next layer that wants it (the paper's rule)."""
+    """`carried`: choose once, at the entry layer, and carry the set to the loss. `per_layer`: choose anew in every
+    layer from the entry layer on; a block left out comes back in the next layer that wants it (the paper's rule)."""
 
     by: Literal["keep_fraction"] = "keep_fraction"
     """How scores become a selection: the best share of the blocks of each document."""
@@ -46,8 +47,9 @@ class SelectionConfig(_Part):
     """Share of each document's blocks that stay involved: n = ceil(keep_fraction x N), at least 2."""
 
     score: Literal["auto", "exact", "random", "recent"] = "auto"
-    """Where block scores come from. `exact`: the attention scores of the entry layer. `auto`: predictors where an artifact
-    for this model exists, else exact. `random` and `recent` are controls: they show what informed scores are worth."""
+    """Where block scores come from. `exact`: the attention scores of the entry layer. `auto`: predictors where an
+    artifact for this model exists, else exact. `random` and `recent` are controls: they show what informed scores are
+    worth."""
 
     column: Literal["mean", "sum"] = "mean"
     """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
@@ -57,9 +59,9 @@ class SelectionConfig(_Part):
     """What becomes of unselected tokens from the entry layer on."""
 
     below_entry: Literal["involved", "forward_only"] = "involved"
-    """What becomes of unselected tokens below the entry layer. `involved`: dense, with gradient. `forward_only`: deferred
-    selection. The lower layers run once without gradient, the set is chosen, and only its tokens run again with
-    gradient, against the keys and values of all."""
+    """What becomes of unselected tokens below the entry layer. `involved`: dense, with gradient. `forward_only`:
+    deferred selection. The lower layers run once without gradient, the set is chosen, and only its tokens run again
+    with gradient, against the keys and values of all."""
 
     loss_on: Literal["involved", "all"] = "involved"
     """Tokens whose next-token loss is taken: those still involved at the last layer, or all with a label."""
@@ -74,7 +76,8 @@ class SelectionConfig(_Part):
     def _combinations(self) -> Self:
         if self.scope == "per_layer" and self.below_entry == "forward_only":
             raise ValueError(
-                "below_entry='forward_only' needs one set for all layers: use scope='carried', or below_entry='involved'"
+                "below_entry='forward_only' needs one set for all layers: "
+                "use scope='carried', or below_entry='involved'"
             )
         return self
 
@@ -109,7 +112,8 @@ class LossConfig(_Part):
     """Segmented cross entropy (paper, technique 3: segment-based peak cutting)."""
 
     segment_tokens: int = Field(default=1024, ge=16)
-    """Rows of logits that exist at once. Peak memory of the loss is proportional to it, gradients do not depend on it."""
+    """Rows of logits that exist at once. Peak memory of the loss is proportional to it, gradients do not depend on
+    it."""
 
 
 class JengaConfig(_Part):
@@ -137,6 +141,12 @@ class JengaConfig(_Part):
 
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=1024)
     """Micro-batches per optimizer step."""
+
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Optimizer steps between checkpoints; a job whose trainer is killed goes on from the last one."""
+
+    eval_windows: int = Field(default=64, ge=1)
+    """Held-out windows that are evaluated before and after, spread evenly over the validation file."""
 
     selection: SelectionConfig = SelectionConfig()
     """Which tokens stay involved."""

@@ -1,8 +1,8 @@
 """What the supervisor and the trainer say to each other.
 
-Downwards: one JSON file, `TrainerSpec`, in the job's folder. Upwards: one JSON object per line on a pipe, each a `Message`.
-The supervisor relays them into the database under its lease; the trainer knows no database. Nothing here imports torch,
-so a fake trainer in a test can speak the real protocol.
+Downwards: one JSON file, `TrainerSpec`, in the job's folder. Upwards: one JSON object per line on a pipe, each a
+`Message`. The supervisor relays them into the database under its lease; the trainer knows no database. Nothing here
+imports torch, so a fake trainer in a test can speak the real protocol.
 
 Layout of a job's folder (`DATA_DIR/jobs/<job id>`):
 
@@ -81,7 +81,8 @@ class PlanMessage(_Frozen):
 
 
 class StepMessage(_Frozen):
-    """An optimizer step is done (train_*), or held-out loss was measured after it (valid_loss). Step 0 is before training."""
+    """An optimizer step is done (train_*), or held-out loss was measured after it (valid_loss). Step 0 is before
+    training."""
 
     kind: Literal["step"] = "step"
     step: int

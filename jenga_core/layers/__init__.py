@@ -1,0 +1,1 @@
+"""Where selected tokens meet the transformer."""

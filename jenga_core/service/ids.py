@@ -1,4 +1,5 @@
-"""Opaque object ids: a readable prefix and 24 random characters, e.g. `ftjob-4kVvL...`. Never guessable, never a path."""
+"""Opaque object ids: a readable prefix and 24 random characters, e.g. `ftjob-4kVvL...`. Never guessable, never a
+path."""
 
 import secrets
 import string

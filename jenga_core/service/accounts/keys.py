@@ -1,7 +1,7 @@
 """API keys: `jenga_<id>_<secret><checksum>`.
 
-The id finds the row, the CRC-32 tells a typo from a wrong key without asking the database, and only an HMAC of the whole
-key is stored. The secret has 256 bits, so a slow hash would add nothing.
+The id finds the row, the CRC-32 tells a typo from a wrong key without asking the database, and only an HMAC of the
+whole key is stored. The secret has 256 bits, so a slow hash would add nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The only writer of a job's state.
 
 Every move is one compare-and-set, `UPDATE jobs SET ... WHERE id AND state [AND lease_token]`. No row changed means that
-somebody else was first: JobConflict for a caller, LeaseLost for a supervisor, which must then kill its trainer and leave.
-The caller owns the transaction; nothing here commits.
+somebody else was first: JobConflict for a caller, LeaseLost for a supervisor, which must then kill its trainer and
+leave. The caller owns the transaction; nothing here commits.
 
     submit -> queued -> claim -> running -> settle -> succeeded | failed | cancelled
                           ^          |
@@ -117,8 +117,7 @@ def request_cancel(session: Session, job_id: str) -> JobState:
 
     Asking again is harmless. Raises JobConflict when the job has ended otherwise.
     """
-    waiting = [state for state in (JobState.QUEUED, JobState.PAUSED)]
-    if _move(session, _in(job_id, *waiting), JobState.CANCELLED, finished_at=database_now()):
+    if _move(session, _in(job_id, JobState.QUEUED, JobState.PAUSED), JobState.CANCELLED, finished_at=database_now()):
         events.append(session, job_id, "The job was cancelled before it ran", level="warn")
         return JobState.CANCELLED
     if _move(session, _in(job_id, JobState.RUNNING, JobState.PAUSING), JobState.CANCELLING):
@@ -138,7 +137,8 @@ def expired(session: Session) -> list[Job]:
 
 
 def take_back(session: Session, job: Job, *, max_attempts: int) -> JobState | None:
-    """Settle a job whose lease ran out: queued again, failed when its attempts are used up, cancelled if that was asked.
+    """Settle a job whose lease ran out: queued again, failed when its attempts are used up, cancelled if that was
+    asked.
 
     Guarded by the token that was seen and by the clock, so a supervisor that renewed meanwhile keeps its job (None).
     """

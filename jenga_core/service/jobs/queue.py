@@ -8,6 +8,7 @@ the task *names*; the bodies live in `worker`.
 from __future__ import annotations
 
 import logging
+
 from celery import Celery
 from celery.exceptions import OperationalError
 from kombu.exceptions import OperationalError as TransportError
@@ -30,9 +31,9 @@ celery_app.conf.update(
     accept_content=["json"],
     result_backend=None,
     task_ignore_result=True,
-    # Acknowledge at once: with late acknowledgement, Redis hands a task that outlives the visibility timeout to a second
-    # worker. Without prefetch no message sits unacknowledged behind a long job, which would be redelivered for the
-    # same reason.
+    # Acknowledge at once: with late acknowledgement, Redis hands a task that outlives the visibility timeout to a
+    # second worker. Without prefetch no message sits unacknowledged behind a long job, which would be redelivered for
+    # the same reason.
     task_acks_late=False,
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,
@@ -61,7 +62,8 @@ def connect(settings: Settings) -> Celery:
 
 
 def ring(job_id: str) -> bool:
-    """Send one doorbell message. False (and a log line) when the broker cannot be reached; the beat task rings again."""
+    """Send one doorbell message. False (and a log line) when the broker cannot be reached; the beat task rings
+    again."""
     try:
         celery_app.send_task(RUN_TASK, kwargs={"job_id": job_id}, retry=False)
     except (OperationalError, TransportError, OSError) as error:

@@ -1,0 +1,47 @@
+"""Who is asking: an API key, as a Bearer header or in the browser's cookie, becomes a Principal.
+
+A browser sends the cookie by itself, also when another site's page makes it do so. SameSite=Strict stops most of that;
+a request that changes something must also say that it comes from our own origin.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.requests import HTTPConnection
+
+from api.errors import Forbidden
+from jenga_core.errors import AuthenticationError
+from jenga_core.service.accounts import keys
+from jenga_core.service.accounts.keys import Principal
+from jenga_core.service.db.session import Database
+
+COOKIE = "jenga_key"
+_READING = ("GET", "HEAD", "OPTIONS")
+
+
+def principal_of(connection: HTTPConnection, database: Database, pepper: bytes) -> Principal:
+    """The principal behind a request's key. The body is not looked at.
+
+    Raises AuthenticationError without a valid key, Forbidden for a change that another site's page asked for.
+    """
+    authorization = connection.headers.get("authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise AuthenticationError("The Authorization header must read: Bearer YOUR_KEY")
+    elif COOKIE in connection.cookies:
+        key = connection.cookies[COOKIE]
+        if connection.scope["method"] not in _READING and not _same_origin(connection):
+            raise Forbidden("A browser may change things from Jenga's own pages only", code="cross_site_request")
+    else:
+        raise AuthenticationError("No API key provided. Send it in a header: Authorization: Bearer YOUR_KEY")
+    with database.reading() as session:
+        return keys.authenticate(session, key.strip(), pepper=pepper)
+
+
+def _same_origin(connection: HTTPConnection) -> bool:
+    site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin", "")
+    if site is not None:
+        return site == "same-origin"
+    return urlsplit(origin).netloc == connection.headers.get("host", "")

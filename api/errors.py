@@ -1,0 +1,106 @@
+"""Every error in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`, exactly these four keys.
+
+`openai` raises from the status and fills `err.code`, `err.param` and `err.type` from the envelope; FastAPI's own
+`{"detail": ...}` would leave them None. The client repeats a request that got 409, so a 409 of ours, which would get the
+same answer again, says `x-should-retry: false`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from jenga_core.errors import JengaError
+
+_TYPES = {403: "permission_error", 409: "conflict_error", 429: "rate_limit_error"}
+_CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
+_VALIDATION_CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "json_invalid": "invalid_json",
+}
+
+
+class BadRequest(JengaError):
+    """A request that is wrong in a way no other class names."""
+
+    status, code = 400, "invalid_request"
+
+
+class Forbidden(JengaError):
+    """A valid key, but not for this."""
+
+    status, code = 403, "insufficient_permissions"
+
+
+class Unavailable(JengaError):
+    """Something this server needs does not answer; asking again later may help."""
+
+    status, code = 503, "unavailable"
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """One error as an HTTP answer."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    error = {"message": message, "type": kind, "param": param, "code": code or _CODES.get(status)}
+    extra = {401: {"www-authenticate": "Bearer"}, 409: {"x-should-retry": "false"}}.get(status, {})
+    # Plain json.dumps escapes what UTF-8 cannot carry: messages quote what the caller sent, lone surrogates included.
+    return Response(
+        json.dumps({"error": error}), status, headers={**(headers or {}), **extra}, media_type="application/json"
+    )
+
+
+def response_of(error: JengaError) -> Response:
+    """The answer to something that Jenga raised on purpose."""
+    return error_response(error.status, error.message, code=error.code, param=error.param)
+
+
+def install(app: FastAPI) -> None:
+    """Put the handlers in place. Whatever they do not know is a 500, which the outermost middleware answers."""
+    app.add_exception_handler(JengaError, _jenga_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def _jenga_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, JengaError)
+    return response_of(error)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code in (404, 405):
+        message = f"{message}: there is no {request.method} {request.url.path}"
+    return error_response(error.status_code, message, headers=error.headers)
+
+
+def _validation_error(_request: Request, error: Exception) -> Response:
+    """The first thing wrong, as 400 like OpenAI's, with the field's path in `param`."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    kind, place = first["type"], first["loc"]
+    if kind == "json_invalid":
+        return error_response(400, f"The body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    param = ".".join(str(part) for part in place[1:]) or None  # place[0] says body, query or path
+    what = first["msg"].removeprefix("Value error, ")
+    got = "" if kind in ("missing", "value_error", "extra_forbidden") else f" (got {_short(first['input'])})"
+    message = f"{param or 'The body'}: {what}{got}"
+    return error_response(400, message, code=_VALIDATION_CODES.get(kind, "invalid_value"), param=param)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,151 @@
+"""The status pages: HTML shells that small ES modules fill from the JSON API.
+
+A browser pastes its API key once; it travels on in a cookie that scripts cannot read (HttpOnly) and other sites cannot
+send (SameSite=Strict), so the JSON API may take it in place of a Bearer header. Every URL in a page is relative, so the
+pages work below any path that a proxy gives them. Nothing is fetched from elsewhere: the Content-Security-Policy
+forbids it, and plotly.min.js comes out of the installed `plotly` wheel.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.templating import Jinja2Templates
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.staticfiles import StaticFiles
+
+from jenga_core.errors import AuthenticationError
+from jenga_core.service.accounts.keys import Principal, authenticate
+from jenga_core.service.db.models import Job
+
+COOKIE = "jenga_key"
+COOKIE_SECONDS = 90 * 24 * 3600
+
+_PAGE_HEADERS = {
+    # Plotly writes style attributes, hence 'unsafe-inline' for styles; scripts come from our own files only.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_PLOTLY = f"plotly-{version('plotly')}.min.js"
+_NEXT_PAGE = re.compile(r"jobs/[\w-]+")
+
+_WEB = Path(__file__).parent.parent / "web"
+_templates = Jinja2Templates(
+    env=Environment(loader=FileSystemLoader(_WEB / "templates"), autoescape=True, undefined=StrictUndefined)
+)
+_static = StaticFiles(directory=_WEB / "static")
+_plotly = StaticFiles(packages=[("plotly", "package_data")])
+
+router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+@router.get("/")
+def jobs_page(request: Request) -> Response:
+    """All jobs of the team."""
+    if _principal(request) is None:
+        return _to_login(request, root="./")
+    return _page(request, "jobs.html", root="./")
+
+
+@router.get("/jobs/{job_id}")
+def job_page(request: Request, job_id: str) -> Response:
+    """One job: progress, loss, memory beside dense, kept blocks, events, downloads."""
+    principal = _principal(request)
+    if principal is None:
+        return _to_login(request, root="../", next_page=f"jobs/{job_id}")
+    with request.app.state.database.reading() as session:
+        job = session.get(Job, job_id)
+    if job is None or job.team_id != principal.team_id:
+        return _page(request, "missing.html", root="../", status=404, job_id=job_id)
+    return _page(request, "job.html", root="../", job_id=job_id, plotly=_PLOTLY)
+
+
+@router.get("/login")
+def login_page(request: Request, next_page: Annotated[str, Query(alias="next")] = "") -> Response:
+    """The form in which the key is pasted."""
+    return _page(request, "login.html", root="./", next_page=next_page, error=None)
+
+
+@router.post("/login")
+def login(
+    request: Request, key: Annotated[str, Form()] = "", next_page: Annotated[str, Form(alias="next")] = ""
+) -> Response:
+    """Check the key, keep it in the cookie, and go on to the page that was asked for."""
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        message = "This form was sent from another site. Paste the key here instead."
+        return _page(request, "login.html", root="./", status=403, next_page="", error=message)
+    try:
+        _authenticate(request, key.strip())
+    except AuthenticationError as error:
+        return _page(request, "login.html", root="./", status=401, next_page=next_page, error=error.message)
+    response = RedirectResponse(next_page if _NEXT_PAGE.fullmatch(next_page) else "./", status_code=303)
+    response.set_cookie(COOKIE, key.strip(), max_age=COOKIE_SECONDS, **_cookie_scope(request))
+    return response
+
+
+@router.post("/logout")
+def logout(request: Request) -> Response:
+    """Forget the key in this browser. The key itself stays valid."""
+    response = RedirectResponse("login", status_code=303)
+    response.delete_cookie(COOKIE, **_cookie_scope(request))
+    return response
+
+
+@router.get("/static/{name}")
+async def static_file(request: Request, name: str) -> Response:
+    """Our own modules, styles and icon (revalidated by ETag), and plotly (never changes under its versioned name)."""
+    if name == _PLOTLY:
+        response = await _plotly.get_response("plotly.min.js", request.scope)
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    else:
+        response = await _static.get_response(name, request.scope)
+        response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _authenticate(request: Request, key: str) -> Principal:
+    state = request.app.state
+    with state.database.reading() as session:
+        return authenticate(session, key, pepper=state.settings.pepper)
+
+
+def _principal(request: Request) -> Principal | None:
+    """Whoever the cookie stands for; None without one, or when its key was revoked."""
+    try:
+        return _authenticate(request, request.cookies.get(COOKIE, ""))
+    except AuthenticationError:
+        return None
+
+
+def _to_login(request: Request, *, root: str, next_page: str = "") -> Response:
+    """Ask for the key, unless the browser withheld the cookie only because a link on another site led here.
+
+    Such a visit is answered with a page that reloads itself: the second request comes from our own page, so a
+    SameSite=Strict cookie is sent with it, if there is one.
+    """
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        return _page(request, "again.html", root=root, next_page=next_page)
+    return RedirectResponse(f"{root}login" + (f"?next={next_page}" if next_page else ""), status_code=303)
+
+
+def _page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
+    return _templates.TemplateResponse(request, template, context, status_code=status, headers=_PAGE_HEADERS)
+
+
+def _cookie_scope(request: Request) -> dict[str, Any]:
+    """Attributes that setting and clearing the cookie must share."""
+    return {
+        "path": request.scope.get("root_path") or "/",
+        "secure": request.url.scheme == "https",
+        "httponly": True,
+        "samesite": "strict",
+    }

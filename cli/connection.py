@@ -1,0 +1,101 @@
+"""The HTTP side of the command line: base URL, key, and error answers as exceptions.
+
+The address is JENGA_BASE_URL, else the one that `jenga up` recorded in the data folder while it runs, else
+http://127.0.0.1:8000. The key is JENGA_API_KEY, else DATA_DIR/admin.key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from jenga_core.errors import AuthenticationError, JengaError
+from jenga_core.service.settings import Settings
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class ServiceError(JengaError):
+    """The service cannot be reached, or it refused; the message is its own."""
+
+    code = "service_error"
+
+
+class Service:
+    """A connection to one running Jenga. Answers are parsed JSON; anything else raises ServiceError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = base_url(settings)
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {_key(settings)}"},
+            timeout=httpx.Timeout(30, write=None, read=300),
+        )
+
+    def get(self, path: str, **params: Any) -> Any:
+        """GET below `/v1`."""
+        return self._answer("GET", path, params=params)
+
+    def post(self, path: str, **request: Any) -> Any:
+        """POST below `/v1`; keyword arguments are httpx's (json, data, files)."""
+        return self._answer("POST", path, **request)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _answer(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self._http.request(method, f"/v1{path}", **request)
+        except httpx.TransportError as error:
+            raise ServiceError(
+                f"cannot reach Jenga at {self.url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
+            ) from error
+        if response.is_error:
+            raise ServiceError(f"{self.url} answered {response.status_code}: {_message(response)}")
+        return response.json()
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Service]:
+    """A Service that is closed when the block ends."""
+    service = Service(settings)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def base_url(settings: Settings) -> str:
+    """Where the service is, without `/v1` and without a slash at the end."""
+    recorded = address_file(settings)
+    fallback = recorded.read_text().strip() if recorded.exists() else DEFAULT_URL
+    return os.environ.get("JENGA_BASE_URL", fallback).rstrip("/").removesuffix("/v1")
+
+
+def address_file(settings: Settings) -> Path:
+    """Where `jenga up` records its address for as long as it runs."""
+    return settings.folder() / "service.url"
+
+
+def _key(settings: Settings) -> str:
+    if key := os.environ.get("JENGA_API_KEY"):
+        return key
+    if not settings.admin_key_file.exists():
+        raise AuthenticationError(
+            f"no API key: JENGA_API_KEY is not set and {settings.admin_key_file} does not exist; "
+            "set the variable, or name the folder of your `jenga up` with --data-dir"
+        )
+    return settings.admin_key_file.read_text().strip()
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:500] or response.reason_phrase

@@ -1,0 +1,77 @@
+"""`jenga models`: add base models to this machine's data folder, and list those that jobs may name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli.connection import connected
+from cli.settings import DataDir, settings_of
+from cli.up import prepare
+from jenga_core.errors import JengaError
+from jenga_core.service.db.models import BaseModelEntry
+from jenga_core.service.db.session import Database
+from jenga_core.service.models import registry
+
+app = typer.Typer(help="Base models that jobs may name.", no_args_is_help=True)
+
+
+@app.command("add")
+def add(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME_OR_PATH", help="smollm2-135m, ORG/NAME of the hub, or a folder.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name for jobs to use. Default: the source's own name.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Fetch a base model, convert it once if need be, and register it. Works with the service up or down."""
+    settings = settings_of(data_dir)
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        source = str(folder.resolve())
+    name = name or (Path(source).name if folder.is_dir() else source)
+    registry.check_name(name)
+    prepare(settings)
+    database = Database(settings.database)
+    try:
+        with database.reading() as session:
+            if session.get(BaseModelEntry, name) is not None:
+                print(f"{name} is already there")
+                return
+        with registry.staging(settings) as staged:
+            _fetch(source, staged)
+            with database.writing() as session:
+                entry = registry.add(session, settings, name, source, staged)
+            print(
+                f"{entry.id} added: {entry.model_type}, {entry.parameters / 1e6:,.1f}M parameters, "
+                f"context {entry.context_length_tokens} tokens"
+            )
+    finally:
+        database.dispose()
+
+
+@app.command("list")
+def list_models(data_dir: DataDir = None) -> None:
+    """The models of the service: base models and fine-tuned ones."""
+    table = Table("model", "owner")
+    with connected(settings_of(data_dir)) as service:
+        for model in service.get("/models")["data"]:
+            table.add_row(model["id"], model["owned_by"])
+    Console().print(table)
+
+
+def _fetch(source: str, folder: Path) -> None:
+    """In a process of its own: it may import torch, and it may be killed without harm to this one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jenga_core.finetuning.base_models", source, str(folder)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-15:])
+        raise JengaError(f"{source} could not be added (exit code {done.returncode}):\n{last}")

@@ -1,0 +1,217 @@
+"""`jenga up`: the whole service in the foreground, and `jenga migrate`, its first step alone.
+
+    jenga up
+      |- broker   embedded valkey-server, unless JENGA_BROKER_URL names one
+      |- api      uvicorn
+      |- worker   Celery, queue `run`: up to --workers jobs at once, each in a trainer process of its own
+      `- ops      Celery, queue `ops`, with beat: takes back lost jobs, rings forgotten doorbells
+
+The one line on stdout comes when all of them answer. What they print is in DATA_DIR/logs. A child that dies is started
+again, a few times; SIGINT or SIGTERM stops them in order: no new requests, then no jobs, then no broker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from cli.children import Child
+from cli.connection import address_file
+from cli.settings import DataDir, settings_of
+from jenga_core.errors import ConfigError, ConflictError, JengaError
+from jenga_core.service import embedded
+from jenga_core.service.accounts.first_key import ensure_first_key
+from jenga_core.service.db import migrate as migrations
+from jenga_core.service.jobs import queue
+from jenga_core.service.settings import Settings
+
+READY_SECONDS = 120.0
+"""All children must answer within this time of the start."""
+
+POLL_SECONDS = 0.25
+
+
+class _Stopped(Exception):  # noqa: N818 - asked for, not an error
+    """SIGINT or SIGTERM came."""
+
+
+def up(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at the same time.")] = 1,
+    data_dir: DataDir = None,
+) -> None:
+    """Start Jenga in the foreground: API, workers and, unless JENGA_BROKER_URL is set, a broker."""
+    settings = settings_of(data_dir)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_alone(settings))
+            listener = stack.enter_context(_listening(host, port))
+            address = _address(host, listener)
+            prepare(settings)
+            children = _start(stack, settings, listener, address, workers)
+            stack.enter_context(_recorded(address_file(settings), address))
+            print(f"Jenga is ready at {address} (data folder {settings.data_dir}: admin.key, logs/)", flush=True)
+            while True:
+                time.sleep(POLL_SECONDS)
+                for child in children:
+                    if restarted := child.keep_alive():
+                        print(restarted, file=sys.stderr, flush=True)
+    except _Stopped:
+        return
+
+
+def migrate(data_dir: DataDir = None) -> None:
+    """Make the data folder, bring the database to the newest schema, and make the first API key."""
+    settings = settings_of(data_dir)
+    prepare(settings)
+    print(f"{settings.data_dir} is ready; the first API key is in {settings.admin_key_file}")
+
+
+def prepare(settings: Settings) -> None:
+    """Data folder, migrated database, first key. Doing it again changes nothing."""
+    settings.folder()
+    migrations.upgrade(settings)
+    ensure_first_key(settings)
+
+
+def _start(stack: ExitStack, settings: Settings, listener: socket.socket, address: str, workers: int) -> list[Child]:
+    """Start every child and wait until it answers; the stack stops them in reverse: API last in, first out."""
+    deadline = time.monotonic() + READY_SECONDS
+    logs = settings.folder("logs")
+    env = {**os.environ, "JENGA_DATA_DIR": str(settings.data_dir), "PYTHONUNBUFFERED": "1"}
+    children: list[Child] = []
+
+    def start(name: str, argv: list[str], *, stop_seconds: float, pass_fds: tuple[int, ...] = ()) -> None:
+        child = Child(name, argv, logs / f"{name}.log", env, settings.data_dir, stop_seconds, pass_fds)
+        stack.callback(child.stop)
+        child.start()
+        children.append(child)
+
+    def wait(what: str, ready: Callable[[], bool]) -> None:
+        while not ready():
+            for child in children:
+                child.check()
+            if time.monotonic() > deadline:
+                raise JengaError(f"{what} did not answer within {READY_SECONDS:.0f} seconds; see the logs in {logs}")
+            time.sleep(POLL_SECONDS)
+
+    if settings.broker_url is None:
+        path = stack.enter_context(embedded.socket_folder()) / "broker.sock"
+        start("broker", embedded.command(path, settings.folder("broker")), stop_seconds=5)
+        stack.enter_context(_recorded(settings.broker_address_file, embedded.url(path)))
+        wait("the broker", lambda: embedded.answers(path))
+
+    names = {role: f"{role}-{secrets.token_hex(3)}@{socket.gethostname()}" for role in ("worker", "ops")}
+    start(
+        "worker", _celery(names["worker"], "--queues", queue.RUN_QUEUE, "--concurrency", str(workers)), stop_seconds=30
+    )
+    schedule = str(settings.folder("broker") / "beat-schedule")
+    start(
+        "ops",
+        _celery(names["ops"], "--queues", queue.OPS_QUEUE, "--pool", "solo", "--beat", "--schedule", schedule),
+        stop_seconds=10,
+    )
+    start(
+        "api",
+        [sys.executable, "-m", "cli.serve", str(listener.fileno())],
+        stop_seconds=10,
+        pass_fds=(listener.fileno(),),
+    )
+
+    wait("the API", lambda: _healthy(address))
+    inspect = queue.connect(settings).control
+    wait("the workers", lambda: len(inspect.ping(list(names.values()), timeout=1)) == len(names))
+    return children
+
+
+def _celery(name: str, *options: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "celery",
+        "--app",
+        "worker.app",
+        "worker",
+        "--hostname",
+        name,
+        "--loglevel",
+        "INFO",
+        *options,
+    ]
+
+
+def _healthy(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/healthz", timeout=2, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the data folder's lock; the kernel lets go of it when this process ends, however it ends."""
+    with (settings.folder() / "up.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConflictError(
+                f"`jenga up` already runs on {settings.data_dir} (process {file.read().strip() or 'unknown'}); "
+                "stop it first, or choose another --data-dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """The API's socket, opened here so that a port in use is said at once."""
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; "
+            "choose another --port (0 takes a free one) or --host"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    """The URL to reach the listener at; from this machine when it listens on every address."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _recorded(path: Path, text: str) -> Iterator[None]:
+    """A one-line file for as long as the block lasts."""
+    path.write_text(text + "\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _stop(_signal: int, _frame: object) -> None:
+    """Ask once; what follows is bounded, and further signals must not interrupt the stopping itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise _Stopped

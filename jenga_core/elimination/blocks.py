@@ -1,0 +1,77 @@
+"""Tokens to blocks. Scores, selection and kernels all work on whole blocks of b consecutive tokens (paper: b = 64).
+
+A block never crosses a document: the first token of every document starts one, so the last block of a document may be
+short. Padding belongs to no block. With b = 4, two packed documents of 6 and 3 tokens and two padding tokens:
+
+    token      0 1 2 3 4 5   6 7 8   9 10
+    document   0 0 0 0 0 0   1 1 1   - -
+    block      0 0 0 0 1 1   2 2 2   - -
+
+Shapes   B batch, T tokens, N blocks of the sequence that has most
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where every token of a batch belongs."""
+
+    block_of_token_BT: Tensor
+    """int64, counted from 0 in each sequence; -1 for padding."""
+
+    document_of_block_BN: Tensor
+    """int64, counted from 0 in each sequence; -1 where a sequence has fewer than N blocks."""
+
+    @property
+    def num_blocks(self) -> int:
+        """N."""
+        return self.document_of_block_BN.shape[1]
+
+    def any_token(self, of_token_BT: Tensor) -> Tensor:
+        """B x N bool: whether any token of the block has the property."""
+        counts_BN = self.document_of_block_BN.new_zeros(self.document_of_block_BN.shape)
+        real_BT = self.block_of_token_BT >= 0
+        counts_BN.scatter_add_(1, self.block_of_token_BT.clamp(min=0), (of_token_BT & real_BT).long())
+        return counts_BN > 0
+
+
+def split_into_blocks(
+    batch: int,
+    tokens: int,
+    *,
+    block_tokens: int,
+    attention_mask_BT: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Blocks:
+    """Number the blocks of a batch.
+
+    Args:
+        block_tokens: b, tokens per block.
+        attention_mask_BT: 0 marks padding, on either side. None: no padding.
+        position_ids: B x T or 1 x T. Where a position is 0, a new document starts (how transformers marks packed
+            documents). None: one document per sequence.
+    """
+    token_T = torch.arange(tokens, device=device)
+    real_BT = token_T.new_ones(batch, tokens, dtype=torch.bool)
+    if attention_mask_BT is not None:
+        real_BT = attention_mask_BT.to(device=device, dtype=torch.bool)
+    first_BT = real_BT & (real_BT.cumsum(1) == 1)
+    if position_ids is not None:
+        first_BT = first_BT | (real_BT & (position_ids.to(device).expand(batch, tokens) == 0))
+
+    document_start_BT = torch.where(first_BT, token_T, 0).cummax(1).values
+    starts_block_BT = real_BT & (first_BT | ((token_T - document_start_BT) % block_tokens == 0))
+    block_BT = torch.where(real_BT, starts_block_BT.cumsum(1) - 1, -1)
+    document_BT = torch.where(real_BT, first_BT.cumsum(1) - 1, -1)
+
+    num_blocks = max(int(block_BT.max()) + 1, 1)
+    document_BN = document_BT.new_full((batch, num_blocks), -1)
+    document_BN.scatter_reduce_(1, block_BT.clamp(min=0), document_BT, "amax")
+    return Blocks(block_BT, document_BN)

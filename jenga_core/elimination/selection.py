@@ -1,0 +1,86 @@
+"""Scores to a selection: the blocks that stay involved, and the indices of their tokens.
+
+Of the N blocks of each document, n = ceil(keep_fraction x N) are kept, at least 2, in this order:
+
+    1. the first block: every later token leans on it (the attention sink); without it the model breaks
+    2. the last block with a label
+    3. other blocks with a label, best score first: a kept set without labels would teach nothing
+    4. blocks without a label, best score first
+
+Kept tokens stay in their order, so causal order holds, and they keep their original positions.
+
+Shapes   B batch, T tokens, N blocks, G kept tokens of the sequence that keeps most
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jenga_core.elimination.blocks import Blocks
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The involved tokens of a batch; each sequence has its own."""
+
+    kept_BN: Tensor
+    """bool, the blocks that stay involved."""
+
+    token_index_BG: Tensor
+    """int64, ascending positions of the kept tokens; entries past a sequence's own count repeat tokens that are not
+    kept."""
+
+    is_kept_BG: Tensor
+    """bool, False for those surplus entries, which always come last."""
+
+    kept_fraction: Tensor
+    """float32 scalar, kept tokens over real tokens, in the whole batch."""
+
+    @property
+    def is_ragged(self) -> bool:
+        """Sequences of the batch keep different numbers of tokens."""
+        return not bool(self.is_kept_BG.all())
+
+
+def select(scores_BN: Tensor, blocks: Blocks, has_label_BT: Tensor, *, keep_fraction: float) -> Selection:
+    """Choose the blocks and index their tokens.
+
+    Args:
+        scores_BN: float, higher is more informative. Ties go to the earlier block.
+        has_label_BT: bool, whether a loss could be taken at the token.
+        keep_fraction: in (0, 1].
+    """
+    kept_BN = _choose(scores_BN, blocks, blocks.any_token(has_label_BT), keep_fraction)
+    real_BT = blocks.block_of_token_BT >= 0
+    kept_BT = kept_BN.gather(1, blocks.block_of_token_BT.clamp(min=0)) & real_BT
+    counts_B = kept_BT.sum(dim=1)
+    G = int(counts_B.max())
+    index_BG = (~kept_BT).to(torch.int8).argsort(dim=1, stable=True)[:, :G]
+    is_kept_BG = torch.arange(G, device=index_BG.device) < counts_B[:, None]
+    fraction = counts_B.sum().float() / real_BT.sum().clamp(min=1)
+    return Selection(kept_BN, index_BG, is_kept_BG, fraction)
+
+
+def _choose(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, keep_fraction: float) -> Tensor:
+    document_BN = blocks.document_of_block_BN
+    B, N = document_BN.shape
+    block_N = torch.arange(N, device=document_BN.device)
+    same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
+    earlier_NN = block_N[:, None] > block_N
+    is_first_BN = ~(same_BNN & earlier_NN).any(dim=2)
+    is_last_label_BN = has_label_BN & ~(same_BNN & earlier_NN.T & has_label_BN[:, None, :]).any(dim=2)
+    rank_BN = torch.where(is_first_BN, 3, torch.where(is_last_label_BN, 2, has_label_BN.long()))
+
+    # Sort by document, then rank, then score: stable sorts, last key first.
+    order_BN = scores_BN.argsort(dim=1, descending=True, stable=True)
+    order_BN = order_BN.gather(1, rank_BN.gather(1, order_BN).argsort(dim=1, descending=True, stable=True))
+    order_BN = order_BN.gather(1, document_BN.gather(1, order_BN).argsort(dim=1, stable=True))
+    place_BN = torch.empty_like(order_BN).scatter_(1, order_BN, block_N.expand(B, N))
+    blocks_before_BN = (document_BN[:, :, None] > document_BN[:, None, :]).sum(dim=2)
+
+    size_BN = same_BNN.sum(dim=2)
+    wanted_BN = (size_BN.double() * keep_fraction - 1e-9).ceil().long().clamp(min=2)  # 0.1 x 30 must give 3, not 4
+    return (place_BN - blocks_before_BN < wanted_BN) & (document_BN >= 0)

@@ -1,0 +1,211 @@
+"""The training run: transformers' Trainer on an adapted model, with Jenga's loss inside the model.
+
+Schedules, accumulation, clipping, checkpoints and resuming are the Trainer's. Ours are the defaults (those of the
+quality runs), one measurement of the activations that a real step saves, and a small interface for whoever watches.
+
+    AdamW, betas 0.9 / 0.95, no weight decay; warm-up over min(20, a tenth) of the steps, cosine down to 10 %; clip at
+    1.0
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from jenga_core.config import JengaConfig
+from jenga_core.finetuning.data import Encoded, PadRight
+from jenga_core.memory.accounting import saved_activations
+
+DEFAULT_LEARNING_RATE = 2e-4
+DEFAULT_EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run, with every "auto" resolved."""
+
+    batch_size: int
+    learning_rate: float
+    learning_rate_multiplier: float
+    n_epochs: int
+    total_steps: int
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """In OpenAI's words."""
+        return {
+            "batch_size": self.batch_size,
+            "learning_rate_multiplier": self.learning_rate_multiplier,
+            "n_epochs": self.n_epochs,
+        }
+
+
+def make_plan(config: JengaConfig, hyperparameters: dict[str, Any], *, num_sequences: int) -> Plan:
+    """Resolve OpenAI's "auto": batch size 1, multiplier 1, 3 epochs; `max_steps` and `learning_rate` win over both."""
+
+    def given(name: str, default: Any) -> Any:
+        value = hyperparameters.get(name, "auto")
+        return default if value == "auto" else value
+
+    batch_size = int(given("batch_size", 1))
+    multiplier = float(given("learning_rate_multiplier", 1.0))
+    steps_per_epoch = math.ceil(num_sequences / (batch_size * config.gradient_accumulation_steps))
+    epochs = int(given("n_epochs", DEFAULT_EPOCHS))
+    if config.max_steps is not None:
+        epochs = math.ceil(config.max_steps / steps_per_epoch)
+    return Plan(
+        batch_size=batch_size,
+        learning_rate=config.learning_rate or DEFAULT_LEARNING_RATE * multiplier,
+        learning_rate_multiplier=multiplier,
+        n_epochs=epochs,
+        total_steps=config.max_steps or steps_per_epoch * epochs,
+    )
+
+
+class Watcher(Protocol):
+    """Told about the run as it goes; called in the training process, between steps."""
+
+    def step_done(
+        self, step: int, *, train_loss: float, learning_rate: float, tokens_per_second: float, trained_tokens: int
+    ) -> None:
+        """An optimizer step is done. train_loss: nats per kept label."""
+
+    def checkpoint_saved(self, step: int, folder: Path) -> None:
+        """A checkpoint is complete on disk."""
+
+    def should_stop(self) -> bool:
+        """True ends the run after this step."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How the run ended."""
+
+    stopped_at_step: int
+    trained_tokens: int
+    activation_bytes: int
+    """Saved for backward by the first micro-batch of this run; 0 if no step was run."""
+
+    optimizer: torch.optim.Optimizer
+    history: list[dict[str, float]]
+    """One entry per optimizer step, earlier attempts' included: step, loss, learning_rate."""
+
+
+def finetune(
+    model: nn.Module,
+    data: Encoded,
+    collate: PadRight,
+    config: JengaConfig,
+    plan: Plan,
+    *,
+    seed: int,
+    checkpoint_folder: Path,
+    watcher: Watcher,
+    resume_from: Path | None = None,
+) -> Finished:
+    """Train the adapter of `model` (already adapted and patched) for `plan.total_steps`, or on from a checkpoint."""
+    arguments = TrainingArguments(
+        output_dir=str(checkpoint_folder),
+        max_steps=plan.total_steps,
+        per_device_train_batch_size=plan.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=min(20, plan.total_steps // 10),
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=next(model.parameters()).device.type == "cpu",
+    )
+    trainer = _MeasuringTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.sequences,
+        data_collator=collate,
+        callbacks=[_Callback(watcher, checkpoint_folder)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    assert trainer.optimizer is not None
+    return Finished(
+        stopped_at_step=trainer.state.global_step,
+        trained_tokens=int(trainer.state.num_input_tokens_seen),
+        activation_bytes=trainer.activation_bytes,
+        optimizer=trainer.optimizer,
+        history=[entry for entry in trainer.state.log_history if "loss" in entry],
+    )
+
+
+class _MeasuringTrainer(Trainer):
+    """Counts the activations that the first forward saves for backward."""
+
+    activation_bytes = 0
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Any:
+        if self.activation_bytes:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with saved_activations(model) as saved:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.activation_bytes = saved.total_bytes
+        return loss
+
+
+class _Callback(TrainerCallback):
+    """Translates the Trainer's events for a Watcher."""
+
+    def __init__(self, watcher: Watcher, checkpoint_folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.watcher = watcher
+        self.checkpoint_folder = checkpoint_folder
+        self.clock = clock
+        self._last = (0.0, 0)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._last = (self.clock(), int(state.num_input_tokens_seen))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now, tokens = self.clock(), int(state.num_input_tokens_seen)
+        before, tokens_before = self._last
+        self._last = (now, tokens)
+        self.watcher.step_done(
+            state.global_step,
+            train_loss=float(logs["loss"]),
+            learning_rate=float(logs["learning_rate"]),
+            tokens_per_second=(tokens - tokens_before) / max(now - before, 1e-9),
+            trained_tokens=tokens,
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = self.checkpoint_folder / f"checkpoint-{state.global_step}"
+        self.watcher.checkpoint_saved(state.global_step, folder)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.watcher.should_stop():
+            control.should_training_stop = True

@@ -1,0 +1,191 @@
+"""apply_jenga: a transformers model in, the same model with contextual token sparsity in its training forward.
+
+After it, `model(input_ids=..., labels=...)` in train mode returns Jenga's loss, with or without PEFT, an attention
+mask, or a batch of more than one; logits are not made. In eval mode, without labels, or when switched off, the model
+computes bit for bit what it did before. Instances are patched, never classes, and `handle.undo()` leaves no trace.
+
+The loss is the mean over the labels of tokens that reached the loss. Under gradient accumulation (transformers passes
+`num_items_in_batch`), micro-batches are weighted by all their labels, so that keeping everything equals dense training.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from jenga_core.config import JengaConfig
+from jenga_core.errors import ConfigError
+from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
+from jenga_core.patching.architectures import Parts, parts_of
+from jenga_core.patching.involvement import Involvement
+from jenga_core.patching.report import JengaReport, Span
+
+
+def apply_jenga(model: nn.Module, config: JengaConfig) -> JengaHandle:
+    """Patch this model instance and return the handle that reports on the method and removes it.
+
+    Args:
+        model: a transformers causal language model of a supported type, bare or inside a PeftModel.
+        config: what to do; `JengaConfig.preset("jenga", keep_fraction=0.4)`.
+
+    Raises:
+        UnsupportedModelError: the architecture or the attention implementation is not supported.
+        ConfigError: the setting does not fit the model, or the model is patched already.
+    """
+    return JengaHandle(parts_of(model), config)
+
+
+class JengaHandle:
+    """The method inside one model."""
+
+    def __init__(self, parts: Parts, config: JengaConfig) -> None:
+        _check(parts, config)
+        self.config = config
+        self.parts = parts
+        self._enabled = config.enabled
+        self._last: JengaReport | None = None
+        self._causal_lm_forward: Callable[..., Any] = parts.causal_lm.forward
+        self._layer_forwards = tuple(layer.forward for layer in parts.layers)
+        self._had_own_forward = {module: module.__dict__.get("forward") for module in (parts.causal_lm, *parts.layers)}
+        for index, layer in enumerate(parts.layers):
+            layer.forward = self._patched_layer(index, layer.forward)
+        parts.causal_lm.forward = self._patched_causal_lm(parts.causal_lm.forward)
+
+    def report(self) -> JengaReport:
+        """What the last training forward did."""
+        if self._last is not None:
+            return self._last
+        return JengaReport(self._enabled, self.score, self.entry_layer, (), 0, ())
+
+    @property
+    def entry_layer(self) -> int:
+        """First layer with elimination."""
+        entry = self.config.selection.entry_layer
+        return len(self.parts.layers) // 2 if entry is None else entry
+
+    @property
+    def score(self) -> str:
+        """Where block scores come from, with `auto` resolved: no predictor exists, so exact."""
+        return "exact" if self.config.selection.score == "auto" else self.config.selection.score
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The dense model, while the block runs."""
+        before, self._enabled = self._enabled, False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def undo(self) -> None:
+        """Give the model its own forwards back. Harmless when repeated."""
+        for module, own_forward in self._had_own_forward.items():
+            if own_forward is not None:
+                module.forward = own_forward
+            else:
+                module.__dict__.pop("forward", None)
+        self._had_own_forward = {}
+
+    def _patched_layer(self, index: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(forward)
+        def patched(
+            hidden_states: Tensor, *args: Any, jenga_involvement: Involvement | None = None, **kwargs: Any
+        ) -> Tensor:
+            if jenga_involvement is None:
+                return forward(hidden_states, *args, **kwargs)
+            assert not args, "transformers passes layer arguments by name"
+            return jenga_involvement.through_layer(index, hidden_states, kwargs)
+
+        return patched
+
+    def _patched_causal_lm(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(forward)
+
+        @functools.wraps(forward)
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            given = {**given, **given.pop("kwargs", {})}
+            if not (self._enabled and self.parts.causal_lm.training and given.get("labels") is not None):
+                return forward(*args, **kwargs)
+            return self._training_forward(given)
+
+        patched._jenga_handle = self  # type: ignore[attr-defined]
+        return patched
+
+    def _training_forward(self, given: dict[str, Any]) -> CausalLMOutputWithPast:
+        labels_BT: Tensor = given.pop("labels")
+        num_labels_in_step = given.pop("num_items_in_batch", None)
+        given.pop("logits_to_keep", None)
+        given.pop("return_dict", None)
+        if given.get("past_key_values") is not None or given.get("use_cache"):
+            raise ConfigError("training with Jenga takes no key-value cache; pass use_cache=False")
+        if self.config.selection.below_entry == "forward_only" and self.parts.decoder.gradient_checkpointing:
+            raise ConfigError(
+                "below_entry='forward_only' keeps no activations below the entry layer to recompute; "
+                "turn gradient checkpointing off",
+                param="jenga.selection.below_entry",
+            )
+        mask = given.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise ConfigError(
+                f"attention_mask must be 2-D (batch x tokens), got {mask.dim()}-D", param="attention_mask"
+            )
+
+        targets_BT = labels_BT.roll(-1, dims=1)
+        targets_BT[:, -1] = IGNORE
+        involvement = Involvement(
+            self.config.selection,
+            self.parts,
+            self._layer_forwards,
+            entry_layer=self.entry_layer,
+            targets_BT=targets_BT,
+            attention_mask=mask,
+            position_ids=given.get("position_ids"),
+        )
+        hidden = self.parts.decoder(**given, use_cache=False, jenga_involvement=involvement).last_hidden_state
+
+        kept_targets = involvement.loss_targets()
+        loss = segmented_cross_entropy(
+            hidden, self.parts.head.weight, kept_targets, segment_tokens=self.config.loss.segment_tokens
+        )
+        loss = loss / (kept_targets != IGNORE).sum().clamp(min=1)
+        if num_labels_in_step is not None:
+            loss = loss * ((targets_BT != IGNORE).sum() / num_labels_in_step)
+        self._last = self._report_on(involvement)
+        return CausalLMOutputWithPast(loss=loss)
+
+    def _report_on(self, involvement: Involvement) -> JengaReport:
+        fractions = [1.0] * involvement.num_layers
+        spans = []
+        chosen = sorted(involvement.selections)
+        ends = [layer - 1 for layer in chosen[1:]] + [involvement.num_layers - 1]
+        for first, last in zip(chosen, ends, strict=True):
+            selection = involvement.selections[first]
+            if self.config.selection.below_entry == "forward_only":
+                first = 0  # the layers below were run again for the same tokens
+            fractions[first : last + 1] = [float(selection.kept_fraction)] * (last + 1 - first)
+            spans.append(Span(first, last, tuple(selection.kept_BN[0].nonzero().flatten().tolist())))
+        num_blocks = int((involvement.blocks.document_of_block_BN[0] >= 0).sum())
+        return JengaReport(True, self.score, self.entry_layer, tuple(fractions), num_blocks, tuple(spans))
+
+
+def _check(parts: Parts, config: JengaConfig) -> None:
+    if hasattr(parts.causal_lm.forward, "_jenga_handle"):
+        raise ConfigError("the model is patched already; call undo() on its handle first")
+    selection, num_layers = config.selection, len(parts.layers)
+    if selection.entry_layer is not None and selection.entry_layer >= num_layers:
+        raise ConfigError(
+            f"entry_layer {selection.entry_layer} is past the model's last layer; it has {num_layers} layers, "
+            f"so give 0 to {num_layers - 1}",
+            param="jenga.selection.entry_layer",
+        )
+    if selection.below_entry == "forward_only" and parts.causal_lm.config._attn_implementation == "flash_attention_2":
+        raise ConfigError(
+            "below_entry='forward_only' needs attn_implementation 'sdpa' or 'eager'", param="jenga.selection"
+        )

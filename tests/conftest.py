@@ -1,0 +1,73 @@
+"""Fixtures that all tests share. A test that asks for `database_url` or `broker_url` runs once on every kind there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from jenga_core.service.db.session import Database
+from jenga_core.service.settings import Settings
+from tests.support import broker, database as databases
+
+
+@pytest.fixture(scope="session")
+def database_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """The URL of a migrated database of a kind, made at the first call, dropped at the end of the run."""
+    made: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def template(kind: str) -> str:
+            if kind not in made:
+                folder = tmp_path_factory.mktemp(f"template-{kind}")
+                made[kind] = stack.enter_context(databases.migrated(kind, folder))
+            return made[kind]
+
+        yield template
+
+
+@pytest.fixture(params=databases.KINDS)
+def database_url(
+    request: pytest.FixtureRequest, tmp_path: Path, database_template: Callable[[str], str]
+) -> Iterator[str]:
+    """A migrated, empty database of the test's own, on SQLite and on PostgreSQL (skipped where there is no server)."""
+    if request.param == "postgresql":
+        databases.require_postgres()
+    with databases.copy_of(database_template(request.param), tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """A data folder of the test's own and its database. Doorbell messages go to memory unless a test says otherwise."""
+    return Settings(data_dir=tmp_path / "data", database_url=database_url, broker_url="memory://")
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """Sessions on the test's database."""
+    opened = Database(settings.database)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture(scope="session")
+def open_broker() -> Iterator[Callable[[str], str]]:
+    """The URL of a broker of a kind, started at the first call, stopped at the end of the run."""
+    opened: dict[str, str] = {}
+    with ExitStack() as stack:
+
+        def url_of(kind: str) -> str:
+            if kind not in opened:
+                opened[kind] = stack.enter_context(broker.open_broker(kind))
+            return opened[kind]
+
+        yield url_of
+
+
+@pytest.fixture(params=broker.KINDS)
+def broker_url(request: pytest.FixtureRequest, open_broker: Callable[[str], str]) -> str:
+    """An empty broker: the embedded Valkey, and a Redis server (skipped where there is none)."""
+    return broker.emptied(open_broker(request.param))

@@ -1,0 +1,53 @@
+"""A team, its key, and an app that serves the status pages alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from api.routes import web
+from jenga_core.service.accounts.keys import create_key, create_team
+from jenga_core.service.db.session import Database
+from jenga_core.service.settings import Settings
+from tests.web.seed import seed
+
+
+@dataclass
+class Site:
+    """The app, a browser without a cookie, and the key that opens the seeded team's pages."""
+
+    client: TestClient
+    key: str
+    other_key: str
+    """Opens another team, which has no jobs."""
+
+    def log_in(self, key: str | None = None) -> None:
+        """Paste a key into the form."""
+        response = self.client.post("/login", data={"key": key or self.key}, follow_redirects=False)
+        assert response.status_code == 303, response.text
+
+
+@pytest.fixture
+def keys(settings: Settings, database: Database) -> tuple[str, str]:
+    """Keys of the seeded team and of an empty one."""
+    with database.writing() as session:
+        team, other = create_team(session, "seeded"), create_team(session, "empty")
+        seed(session, team)
+        return (
+            create_key(session, team, "test", pepper=settings.pepper),
+            create_key(session, other, "test", pepper=settings.pepper),
+        )
+
+
+@pytest.fixture
+def site(settings: Settings, database: Database, keys: tuple[str, str]) -> Iterator[Site]:
+    """The pages without the JSON API."""
+    app = FastAPI()
+    app.state.settings, app.state.database = settings, database
+    app.include_router(web.router)
+    with TestClient(app, base_url="https://jenga.test") as client:
+        yield Site(client, *keys)

@@ -1,0 +1,162 @@
+"""Rows for the status pages to show: a running job half way, one that succeeded, one that failed, one waiting."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jenga_core.config import JengaConfig
+from jenga_core.service.db.models import (
+    BaseModelEntry,
+    Job,
+    JobEvent,
+    JobMemory,
+    JobMetric,
+    JobSelection,
+    StoredFile,
+    Team,
+)
+
+RUNNING, SUCCEEDED, FAILED, QUEUED = (f"ftjob-{name}0000000000000000" for name in ("running", "success", "failing", "waiting"))
+HOSTILE = "<img src=x onerror=alert(1)>"
+"""Text that must arrive on the page as text."""
+
+LAYERS, ENTRY_LAYER, BLOCKS = 30, 15, 16
+
+
+def seed(session: Session, team: Team) -> None:
+    """Insert one job of each kind, with everything that the job page reads."""
+    now = time.time()
+    session.add(
+        BaseModelEntry(
+            id="smollm2-135m",
+            source="test",
+            folder="smollm2-135m",
+            model_type="llama",
+            num_hidden_layers=LAYERS,
+            context_length_tokens=8192,
+            parameters=134_515_008,
+            fingerprint="0" * 64,
+            created_at=now,
+        )
+    )
+    for name, size in (("metrics", 2_113), ("adapter", 1_873_211)):
+        session.add(
+            StoredFile(
+                id=f"file-{name}",
+                team_id=team.id,
+                purpose="fine-tune-results",
+                filename={"metrics": "metrics.csv", "adapter": "adapter.tar.gz"}[name],
+                bytes=size,
+                status="processed",
+                created_at=now,
+            )
+        )
+    session.flush()
+    running = _job(RUNNING, team, now - 80, state="running", stage="finetune", step=7, total_steps=12, attempt=1)
+    succeeded = _job(
+        SUCCEEDED,
+        team,
+        now - 4000,
+        state="succeeded",
+        stage="publish",
+        step=12,
+        total_steps=12,
+        attempt=1,
+        finished_at=now - 3800,
+        fine_tuned_model="ft:smollm2-135m:default::success",
+        result_files=["file-metrics", "file-adapter"],
+        report={
+            "score": "exact",
+            "loss": {"before": 2.5113, "after": 2.2047},
+            "warnings": ["2 rows were cut to 2048 tokens"],
+        },
+    )
+    error = {"code": "user_error", "message": f"Row 7 could not be read: {HOSTILE}", "param": None}
+    failed = _job(
+        FAILED, team, now - 90_000, state="failed", stage="prepare", attempt=1, finished_at=now - 89_990, error=error
+    )
+    queued = _job(QUEUED, team, now - 5, state="queued", stage="validate")
+    session.add_all([running, succeeded, failed, queued])
+    session.flush()
+    for job in (running, succeeded):
+        _training(session, job)
+    _event(session, failed, 1, "error", error["message"])
+    _event(session, queued, 1, "info", f"Created fine-tuning job: {QUEUED}")
+
+
+def _job(job_id: str, team: Team, created_at: float, **values: Any) -> Job:
+    config = JengaConfig.preset("jenga", keep_fraction=0.4, max_steps=12, context_length_tokens=1024)
+    defaults: dict[str, Any] = {
+        "model": "smollm2-135m",
+        "training_file": "file-training",
+        "validation_file": "file-heldout",
+        "seed": 42,
+        "hyperparameters": {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.0},
+        "config": config.model_dump(mode="json"),
+        "result_files": [],
+    }
+    return Job(id=job_id, team_id=team.id, created_at=created_at, **{**defaults, **values})
+
+
+def _training(session: Session, job: Job) -> None:
+    for step in range(job.step + 1):
+        add_step(session, job.id, step, job.created_at + 5 * step)
+    dense = {"phase": "dense_reference", "activation_bytes": 640_300_000, "peak_bytes": 2_450_000_000}
+    ours = {"phase": "finetune", "activation_bytes": 120_700_000, "peak_bytes": 1_780_000_000}
+    for row in (dense, ours):
+        states = 571_000_000
+        session.add(
+            JobMemory(
+                job_id=job.id,
+                states_bytes=states,
+                predictor_bytes=0,
+                other_bytes=row["peak_bytes"] - row["activation_bytes"] - states,
+                device="cpu",
+                created_at=job.created_at,
+                **row,
+            )
+        )
+    messages = ("Created fine-tuning job", "Stage prepare", "Stage finetune", "2 rows were cut to 2048 tokens")
+    for seq, message in enumerate(messages, start=1):
+        _event(session, job, seq, "warn" if "cut" in message else "info", message)
+
+
+def add_step(session: Session, job_id: str, step: int, created_at: float) -> None:
+    """Numbers and selection of one optimizer step."""
+    session.add(
+        JobMetric(
+            job_id=job_id,
+            step=step,
+            train_loss=2.2 + 0.4 * math.exp(-step / 4) + 0.05 * math.sin(5 * step) if step else None,
+            valid_loss=2.2 + 0.3 * math.exp(-step / 6) if step % 4 == 0 else None,
+            learning_rate=2e-4 if step else None,
+            tokens_per_second=431.0 if step else None,
+            created_at=created_at,
+        )
+    )
+    if step:
+        blocks = sorted({0, BLOCKS - 1, *((step * k + k * k) % BLOCKS for k in range(2, 7))})
+        above = len(blocks) / BLOCKS
+        session.add(
+            JobSelection(
+                job_id=job_id,
+                step=step,
+                num_blocks=BLOCKS,
+                kept_fraction={"layers": [1.0] * ENTRY_LAYER + [above] * (LAYERS - ENTRY_LAYER)},
+                kept_blocks={"spans": [{"first_layer": ENTRY_LAYER, "last_layer": LAYERS - 1, "blocks": blocks}]},
+                created_at=created_at,
+            )
+        )
+
+
+def _event(session: Session, job: Job, seq: int, level: str, message: str) -> None:
+    job.event_seq = seq
+    session.add(
+        JobEvent(
+            job_id=job.id, seq=seq, level=level, type="message", message=message, created_at=job.created_at + 10 * seq
+        )
+    )

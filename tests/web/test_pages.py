@@ -1,0 +1,145 @@
+"""Who may see which page, what the cookie is like, and what every page forbids its browser."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from jenga_core.service.db.base import database_now
+from jenga_core.service.db.models import ApiKey
+from jenga_core.service.db.session import Database
+from tests.web.conftest import Site
+from tests.web.seed import RUNNING
+
+
+def test_pages_ask_for_the_key_first(site: Site) -> None:
+    for path, login in (("/", "./login"), (f"/jobs/{RUNNING}", f"../login?next=jobs/{RUNNING}")):
+        response = site.client.get(path, follow_redirects=False)
+        assert (response.status_code, response.headers["location"]) == (303, login)
+    assert "API key" in site.client.get("/").text
+
+
+def test_login_keeps_the_key_in_a_cookie_no_script_or_other_site_can_use(site: Site) -> None:
+    response = site.client.post("/login", data={"key": f" {site.key}\n"}, follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (303, "./")
+    value, *attributes = response.headers["set-cookie"].split("; ")
+    assert value == f"jenga_key={site.key}"
+    assert {"HttpOnly", "SameSite=strict", "Secure", "Path=/"} <= set(attributes)
+    assert "Fine-tuning jobs" in site.client.get("/").text
+
+
+def test_the_cookie_is_secure_only_over_https_and_scoped_to_the_mount(site: Site) -> None:
+    plain = TestClient(site.client.app, base_url="http://jenga.test", root_path="/tools/jenga")
+    cookie = plain.post("/tools/jenga/login", data={"key": site.key}, follow_redirects=False).headers["set-cookie"]
+    assert "Secure" not in cookie
+    assert "Path=/tools/jenga;" in cookie
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "jenga_0_0_00000000", "jenga_\N{SNOWMAN}"])
+def test_a_wrong_key_is_refused_and_not_repeated(site: Site, key: str) -> None:
+    response = site.client.post("/login", data={"key": key}, follow_redirects=False)
+    assert response.status_code == 401
+    assert 'role="alert"' in response.text
+    assert "set-cookie" not in response.headers
+    assert not key or f'"{key}"' not in response.text
+
+
+def test_login_goes_on_to_the_job_that_was_asked_for_and_nowhere_else(site: Site) -> None:
+    for asked, given in (
+        (f"jobs/{RUNNING}", f"jobs/{RUNNING}"),
+        ("https://evil.example", "./"),
+        ("//evil.example", "./"),
+        ("jobs/../../x", "./"),
+    ):
+        response = site.client.post("/login", data={"key": site.key, "next": asked}, follow_redirects=False)
+        assert response.headers["location"] == given
+
+
+def test_login_from_another_site_is_refused(site: Site) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    response = site.client.post("/login", data={"key": site.key}, headers=headers, follow_redirects=False)
+    assert response.status_code == 403
+    assert "set-cookie" not in response.headers
+
+
+def test_a_link_from_another_site_leads_to_a_page_that_comes_again(site: Site) -> None:
+    response = site.client.get(f"/jobs/{RUNNING}", headers={"Sec-Fetch-Site": "cross-site"}, follow_redirects=False)
+    assert response.status_code == 200
+    assert f'content="0; url=../jobs/{RUNNING}"' in response.text
+
+
+def test_logout_clears_the_cookie(site: Site) -> None:
+    site.log_in()
+    response = site.client.post("/logout", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (303, "login")
+    assert "Max-Age=0" in response.headers["set-cookie"]
+    assert site.client.get("/", follow_redirects=False).status_code == 303
+
+
+def test_a_revoked_key_opens_nothing(site: Site, database: Database) -> None:
+    site.log_in()
+    with database.writing() as session:
+        session.execute(update(ApiKey).values(revoked_at=database_now()))
+    assert site.client.get("/", follow_redirects=False).status_code == 303
+
+
+def test_another_teams_job_is_missing(site: Site) -> None:
+    site.log_in()
+    assert site.client.get(f"/jobs/{RUNNING}").status_code == 200
+    site.log_in(site.other_key)
+    for job_id in (RUNNING, "ftjob-none", "<b>"):
+        response = site.client.get(f"/jobs/{job_id}")
+        assert response.status_code == 404
+        assert "No such job" in response.text
+        assert "<b>" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/", f"/jobs/{RUNNING}", "/jobs/none", "/login"])
+def test_every_page_forbids_foreign_and_inline_scripts(site: Site, path: str) -> None:
+    site.log_in()
+    response = site.client.get(path)
+    policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert response.headers["cache-control"] == "no-store"
+    page = _Page(response.text)
+    assert page.inline_scripts == []
+    assert page.unresolved == []
+
+
+@pytest.mark.parametrize("path", ["/", f"/jobs/{RUNNING}", "/jobs/none", "/login"])
+def test_pages_work_below_any_path(site: Site, path: str) -> None:
+    """Every URL is relative, and leads to something when followed from the page's own address."""
+    site.log_in()
+    for url in _Page(site.client.get(path).text).urls:
+        assert not re.match(r"/|[a-z]+:", url), url
+        target = site.client.base_url.join(path).join(url)
+        if target.path != "/logout":
+            assert site.client.get(target).status_code == 200, url
+
+
+class _Page(HTMLParser):
+    """The URLs of a page, its inline scripts and handlers, and label or description ids that nothing answers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+        self.inline_scripts: list[str] = []
+        self._ids: set[str] = set()
+        self._references: set[str] = set()
+        self.feed(text)
+        self.unresolved = sorted(self._references - self._ids)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self._ids |= {given["id"]} if "id" in given else set()
+        for name in ("for", "aria-labelledby", "aria-describedby"):
+            self._references |= set(given.get(name, "").split())
+        self.urls += [given[name] for name in ("href", "src", "action") if name in given and given[name][0] != "#"]
+        if (tag == "script" and "src" not in given) or any(name.startswith("on") for name in given):
+            self.inline_scripts.append(self.get_starttag_text() or tag)

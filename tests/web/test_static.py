@@ -1,0 +1,54 @@
+"""The files behind the pages: served with the right types, from this machine only, and without HTML out of strings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import api
+from tests.web.conftest import Site
+
+WEB = Path(api.__file__).parent / "web"
+SOURCES = sorted(path for folder in ("templates", "static") for path in (WEB / folder).iterdir())
+TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def test_static_files_need_no_login_and_have_their_types(site: Site) -> None:
+    served = [path for path in SOURCES if path.parent.name == "static"]
+    assert {path.suffix for path in served} == set(TYPES)
+    for path in served:
+        response = site.client.get(f"/static/{path.name}")
+        assert response.status_code == 200
+        assert response.headers["content-type"].split(";")[0] == TYPES[path.suffix]
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.content == path.read_bytes()
+        again = site.client.get(f"/static/{path.name}", headers={"If-None-Match": response.headers["etag"]})
+        assert again.status_code == 304
+
+
+def test_plotly_comes_from_the_installed_wheel_and_stays_in_the_cache(site: Site) -> None:
+    site.log_in()
+    page = site.client.get("/jobs/ftjob-running0000000000000000").text
+    name = re.search(r"static/(plotly-[\d.]+\.min\.js)", page)
+    assert name is not None
+    response = site.client.get(f"/static/{name[1]}")
+    assert response.headers["content-type"].startswith("text/javascript")
+    assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert b"plotly.js v" in response.content[:200]
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2Ftemplates%2Fbase.html", "%2e%2e%2f%2e%2e%2fapp.py", "plotly.min.js"])
+def test_static_serves_nothing_else(site: Site, name: str) -> None:
+    assert site.client.get(f"/static/{name}").status_code == 404
+
+
+def test_sources_name_no_other_host_and_build_no_html() -> None:
+    for path in SOURCES:
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "").replace("http://HOST/v1", "")
+        assert not re.search(r"https?://|//cdn|@import|url\(", text), path.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), path.name
+        assert "|safe" not in text, path.name

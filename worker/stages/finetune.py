@@ -1,0 +1,41 @@
+"""The training run itself, watched."""
+
+from __future__ import annotations
+
+from jenga_core.finetuning.trainer import finetune
+from jenga_core.memory.accounting import peak_bytes, reset_peak, states_bytes
+from worker.protocol import MemoryMessage
+from worker.training_job import JobWatcher, TrainingJob
+
+
+def run(job: TrainingJob) -> None:
+    """Leaves finished. Raises Stopped after the step in which SIGTERM came."""
+    assert job.model is not None and job.training is not None and job.plan is not None
+    if job.spec.resume_from is not None:
+        job.reporter.event(f"Going on from {job.spec.resume_from.name}")
+    reset_peak(job.device)
+    job.finished = finetune(
+        job.model,
+        job.training,
+        job.collate(),
+        job.spec.config,
+        job.plan,
+        seed=job.spec.seed,
+        checkpoint_folder=job.checkpoint_folder,
+        watcher=JobWatcher(job, selections_every_steps=max(job.plan.total_steps // 100, 1)),
+        resume_from=job.spec.resume_from,
+    )
+    states, peak = states_bytes(job.model, job.finished.optimizer), peak_bytes(job.device)
+    job.reporter.send(
+        MemoryMessage(
+            phase="finetune",
+            states_bytes=states,
+            activation_bytes=job.finished.activation_bytes,
+            predictor_bytes=0,
+            other_bytes=max(peak - states - job.finished.activation_bytes, 0),
+            peak_bytes=peak,
+            device=str(job.device),
+        )
+    )
+    if job.finished.stopped_at_step < job.plan.total_steps:
+        job.leave_if_asked()

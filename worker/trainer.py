@@ -1,0 +1,102 @@
+"""The trainer: one job, one process. `python -m worker.trainer --job-dir DIR`, started by the supervisor.
+
+It reads `DIR/spec.json`, runs the stages, and tells the supervisor what happens through the pipe whose number is in
+JENGA_EVENTS_FD. It knows no database. SIGTERM asks it to stop at the next step boundary; its exit code says how it
+ended (worker/protocol.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+
+import datasets
+import torch
+import transformers
+
+from jenga_core.errors import JengaError
+from jenga_core.finetuning.pretrained import training_device
+from jenga_core.service.jobs.state import JobStage
+from worker.protocol import (
+    EVENTS_FD_VARIABLE,
+    EXIT_CANCELLED,
+    EXIT_OK,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_USER_ERROR,
+    ErrorMessage,
+    StageMessage,
+    TrainerSpec,
+)
+from worker.stages import calibrate, evaluate, finetune, prepare, publish, validate
+from worker.training_job import Reporter, Stopped, TrainingJob
+
+STAGES: Mapping[JobStage, Callable[[TrainingJob], None]] = {
+    JobStage.VALIDATE: validate.run,
+    JobStage.PREPARE: prepare.run,
+    JobStage.CALIBRATE: calibrate.run,
+    JobStage.FINETUNE: finetune.run,
+    JobStage.EVALUATE: evaluate.run,
+    JobStage.PUBLISH: publish.run,
+}
+"""JobStage.TRAIN_PREDICTORS has no work yet: scores are exact."""
+
+
+def main() -> int:
+    """Run the job in --job-dir; return the process's exit code."""
+    parser = argparse.ArgumentParser(description="Run one fine-tuning job (started by the Jenga worker).")
+    parser.add_argument("--job-dir", type=Path, required=True, help="folder that holds spec.json")
+    folder = parser.parse_args().job_dir
+    spec = TrainerSpec.model_validate_json((folder / "spec.json").read_text())
+    reporter = Reporter(int(os.environ[EVENTS_FD_VARIABLE]))
+    job = TrainingJob(spec=spec, folder=folder, reporter=reporter, device=training_device())
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        job.stop_requested = True
+
+    signal.signal(signal.SIGTERM, stop)
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return run(job)
+
+
+def run(job: TrainingJob) -> int:
+    """The stages in order; every way to end becomes a message and an exit code."""
+    try:
+        for stage, work in STAGES.items():
+            job.leave_if_asked()
+            job.reporter.send(StageMessage(stage=stage))
+            work(job)
+    except Stopped:
+        return EXIT_CANCELLED
+    except JengaError as error:
+        job.reporter.send(ErrorMessage(code=error.code, message=error.message, param=error.param))
+        return EXIT_USER_ERROR
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        traceback.print_exc()
+        job.reporter.send(ErrorMessage(code="out_of_memory", message=_out_of_memory(job, error)))
+        return EXIT_OUT_OF_MEMORY
+    except Exception as error:  # noqa: BLE001 - the boundary of the process: whatever it is, it must be told
+        traceback.print_exc()
+        job.reporter.send(ErrorMessage(code="training_failed", message=f"{type(error).__name__}: {error}"))
+        return EXIT_USER_ERROR
+    return EXIT_OK
+
+
+def _out_of_memory(job: TrainingJob, error: BaseException) -> str:
+    config = job.spec.config
+    return (
+        f"out of memory on {job.device} with context_length_tokens {config.context_length_tokens} and keep_fraction "
+        f"{config.selection.keep_fraction}; a shorter context, a smaller keep_fraction or batch_size 1 needs less: "
+        f"{error}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
