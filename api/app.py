@@ -1,7 +1,7 @@
 """The HTTP API: `uvicorn --factory api.app:create_app`.
 
-A factory, so that importing this module opens no database and reads no environment. The API turns requests into rows and
-rings the queue's doorbell; it never loads a model and never imports torch.
+A factory, so that importing this module opens no database and reads no environment. The API turns requests into rows
+and rings the queue's doorbell; it never loads a model and never imports torch.
 
     POST /v1/files, /v1/fine_tuning/jobs ...   OpenAI's fine-tuning API, with one extra object, `jenga`
     GET  /healthz                              open

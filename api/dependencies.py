@@ -1,7 +1,7 @@
-"""What a route asks for: the principal, the database, the files, the settings.
+"""What a route asks for: the principal, the database, the file store.
 
-`create_app` puts the last three on `app.state`, the gate puts the first on `request.state`. Transactions are opened in the
-routes themselves, so that they have committed before the answer leaves.
+`create_app` puts the others on `app.state`, the gate puts the principal on `request.state`. Transactions are opened in
+the routes themselves, so that they have committed before the answer leaves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every error in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`, exactly these four keys.
 
 `openai` raises from the status and fills `err.code`, `err.param` and `err.type` from the envelope; FastAPI's own
-`{"detail": ...}` would leave them None. The client repeats a request that got 409, so a 409 of ours, which would get the
-same answer again, says `x-should-retry: false`.
+`{"detail": ...}` would leave them None. The client repeats a request that got 409, so a 409 of ours, which would get
+the same answer again, says `x-should-retry: false`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from rich.table import Table
 from cli.connection import connected
 from cli.settings import DataDir, settings_of
 from cli.up import prepare
-from jenga_core.errors import JengaError
+from jenga_core.errors import ConfigError, JengaError
 from jenga_core.service.db.models import BaseModelEntry
 from jenga_core.service.db.session import Database
 from jenga_core.service.models import registry
@@ -35,6 +35,8 @@ def add(
     folder = Path(source).expanduser()
     if folder.is_dir():
         source = str(folder.resolve())
+    elif source.startswith((".", "/", "~")):
+        raise ConfigError(f"there is no folder {source}")
     name = name or (Path(source).name if folder.is_dir() else source)
     registry.check_name(name)
     prepare(settings)

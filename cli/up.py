@@ -27,7 +27,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from cli.children import Child
+from cli.children import Child, tail
 from cli.connection import address_file
 from cli.settings import DataDir, settings_of
 from jenga_core.errors import ConfigError, ConflictError, JengaError
@@ -116,43 +116,22 @@ def _start(stack: ExitStack, settings: Settings, listener: socket.socket, addres
         stack.enter_context(_recorded(settings.broker_address_file, embedded.url(path)))
         wait("the broker", lambda: embedded.answers(path))
 
-    names = {role: f"{role}-{secrets.token_hex(3)}@{socket.gethostname()}" for role in ("worker", "ops")}
-    start(
-        "worker", _celery(names["worker"], "--queues", queue.RUN_QUEUE, "--concurrency", str(workers)), stop_seconds=30
-    )
-    schedule = str(settings.folder("broker") / "beat-schedule")
-    start(
-        "ops",
-        _celery(names["ops"], "--queues", queue.OPS_QUEUE, "--pool", "solo", "--beat", "--schedule", schedule),
-        stop_seconds=10,
-    )
-    start(
-        "api",
-        [sys.executable, "-m", "cli.serve", str(listener.fileno())],
-        stop_seconds=10,
-        pass_fds=(listener.fileno(),),
-    )
+    run, ops = (f"{role}-{secrets.token_hex(3)}@{socket.gethostname()}" for role in ("run", "ops"))
+    start("worker", _celery(run, queue.RUN_QUEUE, workers), stop_seconds=40)
+    start("ops", _celery(ops, queue.OPS_QUEUE, 1, "--beat"), stop_seconds=10)
+    descriptor = listener.fileno()
+    start("api", [sys.executable, "-m", "cli.serve", str(descriptor)], stop_seconds=10, pass_fds=(descriptor,))
 
     wait("the API", lambda: _healthy(address))
-    inspect = queue.connect(settings).control
-    wait("the workers", lambda: len(inspect.ping(list(names.values()), timeout=1)) == len(names))
+    for name, node in (("worker", run), ("ops", ops)):
+        wait(f"the {name} process", lambda name=name, node=node: f"{node} ready." in tail(logs / f"{name}.log"))
     return children
 
 
-def _celery(name: str, *options: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "celery",
-        "--app",
-        "worker.app",
-        "worker",
-        "--hostname",
-        name,
-        "--loglevel",
-        "INFO",
-        *options,
-    ]
+def _celery(node: str, queue_name: str, concurrency: int, *options: str) -> list[str]:
+    """A Celery worker on one queue; at log level INFO it says `<node> ready.` when it listens."""
+    worker = [sys.executable, "-m", "celery", "--app", "worker.app", "worker", "--loglevel", "INFO"]
+    return [*worker, "--hostname", node, "--queues", queue_name, "--concurrency", str(concurrency), *options]
 
 
 def _healthy(address: str) -> bool:

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share. A test that asks for `database_url` or `broker_url` runs once on every kind there is."""
+"""Fixtures that all tests share. A test with `database_url` or `broker_url` runs once on every kind there is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
-from tests.support import broker, database as databases
+from tests.support import broker
+from tests.support import database as databases
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
+from api.auth import COOKIE, principal_of
 from jenga_core.errors import AuthenticationError
 from jenga_core.service.accounts.keys import Principal, authenticate
 from jenga_core.service.db.models import Job
 
-COOKIE = "jenga_key"
 COOKIE_SECONDS = 90 * 24 * 3600
 
 _PAGE_HEADERS = {
@@ -31,8 +31,6 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
 }
 _PLOTLY = f"plotly-{version('plotly')}.min.js"
 _NEXT_PAGE = re.compile(r"jobs/[\w-]+")
@@ -82,8 +80,10 @@ def login(
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         message = "This form was sent from another site. Paste the key here instead."
         return _page(request, "login.html", root="./", status=403, next_page="", error=message)
+    state = request.app.state
     try:
-        _authenticate(request, key.strip())
+        with state.database.reading() as session:
+            authenticate(session, key.strip(), pepper=state.settings.pepper)
     except AuthenticationError as error:
         return _page(request, "login.html", root="./", status=401, next_page=next_page, error=error.message)
     response = RedirectResponse(next_page if _NEXT_PAGE.fullmatch(next_page) else "./", status_code=303)
@@ -108,20 +108,13 @@ async def static_file(request: Request, name: str) -> Response:
     else:
         response = await _static.get_response(name, request.scope)
         response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Content-Type-Options"] = "nosniff"
     return response
-
-
-def _authenticate(request: Request, key: str) -> Principal:
-    state = request.app.state
-    with state.database.reading() as session:
-        return authenticate(session, key, pepper=state.settings.pepper)
 
 
 def _principal(request: Request) -> Principal | None:
     """Whoever the cookie stands for; None without one, or when its key was revoked."""
     try:
-        return _authenticate(request, request.cookies.get(COOKIE, ""))
+        return principal_of(request, request.app.state.database, request.app.state.settings.pepper)
     except AuthenticationError:
         return None
 

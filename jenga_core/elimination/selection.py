@@ -39,11 +39,6 @@ class Selection:
     kept_fraction: Tensor
     """float32 scalar, kept tokens over real tokens, in the whole batch."""
 
-    @property
-    def is_ragged(self) -> bool:
-        """Sequences of the batch keep different numbers of tokens."""
-        return not bool(self.is_kept_BG.all())
-
 
 def select(scores_BN: Tensor, blocks: Blocks, has_label_BT: Tensor, *, keep_fraction: float) -> Selection:
     """Choose the blocks and index their tokens.

@@ -61,25 +61,27 @@ def encode_file(
     from datasets import Dataset, Features, List, Value
 
     shutil.rmtree(cache_folder, ignore_errors=True)
-    counts = {"rows": 0}
     features = Features(
         {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "row": Value("int64"), "cut": Value("bool")}
     )
+    counts = {"rows": 0, "sequences": 0}
 
     def sequences() -> Iterator[dict[str, Any]]:
         with path.open("rb") as lines:
             for number, row in enumerate(read_rows(lines)):
-                counts["rows"] = number + 1
+                counts["rows"] += 1
                 try:
-                    yield from (
-                        {**sequence, "row": number} for sequence in encode(row, tokenizer, context_length_tokens)
-                    )
+                    for sequence in encode(row, tokenizer, context_length_tokens):
+                        counts["sequences"] += 1
+                        yield {**sequence, "row": number}
                 except DataError as error:
                     raise DataError(f"Row {number + 1}: {error.message}") from error
+        if not counts["sequences"]:
+            raise DataError(
+                f"no row of {counts['rows']} leaves a sequence with a label in {context_length_tokens} tokens"
+            )
 
     dataset = _from_generator(Dataset, sequences, features, cache_folder)
-    if len(dataset) == 0:
-        raise DataError(f"no row of {counts['rows']} leaves a sequence with a label in {context_length_tokens} tokens")
     arrow = dataset.data.table
     labels = [column.flatten().to_numpy() for column in arrow.column("labels").chunks]
     return Encoded(

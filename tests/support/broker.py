@@ -36,7 +36,7 @@ def valkey() -> Iterator[str]:
 
 @contextmanager
 def redis_database() -> Iterator[str]:
-    """The Celery URL of a database of a running Redis that nobody uses: claimed for this test process, emptied after."""
+    """The Celery URL of a database of a running Redis that nobody uses: claimed for this process, emptied after."""
     try:
         redis.Redis.from_url(REDIS_URL, socket_connect_timeout=3).ping()
     except redis.ConnectionError as error:

@@ -1,4 +1,4 @@
-"""A team, its key, and an app that serves the status pages alone."""
+"""A team with jobs, a team without, their keys, and the API that serves their pages."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api.routes import web
+from api.app import create_app
 from jenga_core.service.accounts.keys import create_key, create_team
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
@@ -44,10 +43,7 @@ def keys(settings: Settings, database: Database) -> tuple[str, str]:
 
 
 @pytest.fixture
-def site(settings: Settings, database: Database, keys: tuple[str, str]) -> Iterator[Site]:
-    """The pages without the JSON API."""
-    app = FastAPI()
-    app.state.settings, app.state.database = settings, database
-    app.include_router(web.router)
-    with TestClient(app, base_url="https://jenga.test") as client:
+def site(settings: Settings, keys: tuple[str, str]) -> Iterator[Site]:
+    """The whole API, over https."""
+    with TestClient(create_app(settings), base_url="https://jenga.test") as client:
         yield Site(client, *keys)

@@ -1,4 +1,5 @@
-// One job. Everything shown comes from five GETs, repeated until the job has ended.
+// One job. Everything shown comes from five GETs, repeated until the job has ended. Numbers that belong to a step are
+// asked for once: later polls ask for the newest known step, which may have gained a held-out loss, and what follows it.
 
 import { get, poll, post, Refused, Unreachable } from "./api.js";
 import { announce, byId, el, fill, progress, stateBadge } from "./dom.js";
@@ -10,6 +11,9 @@ import { showResults, showSettings } from "./settings.js";
 
 const ENDED = ["succeeded", "failed", "cancelled"];
 const path = `v1/fine_tuning/jobs/${byId("job").dataset.jobId}`;
+const metrics = { name: "metrics", rows: [] };
+const selections = { name: "selection", rows: [] };
+let attempt = null;
 let shown = null;
 
 poll(load);
@@ -22,26 +26,38 @@ async function load() {
   // The job first: whatever it says has ended has already written all that the other four will read.
   const job = await get(path);
   const ended = ENDED.includes(job.jenga.state);
-  const [events, metrics, memory, selection] = await Promise.all(
-    ["events?limit=100", "metrics", "memory", "selection"].map((part) => get(`${path}/${part}`)));
+  if (job.jenga.attempt !== attempt) metrics.rows = selections.rows = []; // a new attempt writes its steps anew
+  attempt = job.jenga.attempt;
+  const [events, memory] = await Promise.all([
+    get(`${path}/events?limit=100`), get(`${path}/memory`), readSteps(metrics), readSteps(selections)]);
   showHeader(job);
-  showLoss(metrics.data, ended);
+  showLoss(metrics.rows, ended);
   showMemory(memory.data, ended);
-  showSelection(selection.data, job, ended);
+  showSelection(selections.rows, job, ended);
   showEvents(events.data);
   showSettings(job);
   await showResults(job);
   return !ended;
 }
 
+async function readSteps(series) {
+  for (let more = true; more; ) {
+    const after = (series.rows.at(-1)?.step ?? 0) - 1;
+    const { data, has_more } = await get(`${path}/${series.name}?after_step=${after}&limit=1000`);
+    series.rows = [...series.rows.filter(({ step }) => step <= after), ...data];
+    more = has_more;
+  }
+}
+
 function showHeader(job) {
-  const { state, stage, attempt } = job.jenga;
+  const { state, stage } = job.jenga;
   const ended = ENDED.includes(state);
   const now = job.finished_at ?? Date.now() / 1000;
   fill(byId("state"), stateBadge(state), ended || state === "queued" ? "" : ` ${format.words(stage)}`);
   fill(byId("facts"),
     [job.model, `created ${format.moment(job.created_at)}`,
       `${ended ? "took" : "age"} ${format.duration(now - job.created_at)}`,
+      job.estimated_finish ? `about ${format.duration(job.estimated_finish - now)} left` : null,
       attempt > 1 ? `attempt ${attempt}` : null].filter(Boolean).join(" · "));
   fill(byId("progress"), ...progress(job.jenga, ended));
   byId("cancel").hidden = ended;

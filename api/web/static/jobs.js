@@ -10,12 +10,14 @@ const path = "v1/fine_tuning/jobs?limit=50" + (after ? `&after=${encodeURICompon
 const body = byId("jobs").tBodies[0];
 const rows = new Map();
 const states = new Map();
+const losses = new Map(); // job id -> {at: "attempt step", value}
 
 for (const node of document.querySelectorAll(".base-url")) node.textContent = url("v1");
 poll(load);
 
 async function load() {
   const { data: jobs, has_more: more } = await get(path);
+  await Promise.all(jobs.map(readLoss));
   byId("loading").hidden = true;
   byId("jobs").hidden = jobs.length === 0;
   byId("empty").hidden = jobs.length > 0 || Boolean(after);
@@ -35,8 +37,18 @@ async function load() {
   return true;
 }
 
+/** Read the newest training loss of a job that has moved on since. */
+async function readLoss({ id, jenga: { attempt, step } }) {
+  const at = `${attempt} ${step}`;
+  if (step === 0 || losses.get(id)?.at === at) return;
+  const { data } = await get(`v1/fine_tuning/jobs/${id}/metrics?after_step=${Math.max(-1, step - 2)}`);
+  const known = data.filter((metric) => metric.train_loss !== null);
+  if (known.length) losses.set(id, { at, value: known.at(-1).train_loss });
+}
+
 function cells(job) {
-  const { state, stage, loss } = job.jenga;
+  const { state, stage } = job.jenga;
+  const loss = losses.get(job.id)?.value;
   const ended = ENDED.includes(state);
   const cell = (name, attributes, ...children) =>
     el("td", { role: "cell", "data-label": name, ...attributes }, ...children);
@@ -47,7 +59,7 @@ function cells(job) {
     cell("State", {}, stateBadge(state)),
     cell("Stage", { class: ended || state === "queued" ? "faint" : null }, format.words(stage)),
     cell("Progress", { class: job.jenga.total_steps ? "progress" : "progress nothing" }, ...progress(job.jenga, ended)),
-    cell("Loss", { class: typeof loss === "number" ? "number" : "number nothing" }, format.loss(loss)),
+    cell("Loss", { class: loss !== undefined ? "number" : "number nothing" }, format.loss(loss)),
     cell("Created", { class: "number" },
       el("time", { datetime: new Date(1000 * job.created_at).toISOString() }, format.moment(job.created_at))),
   ];

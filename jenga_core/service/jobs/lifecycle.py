@@ -37,7 +37,7 @@ class LeaseLost(Exception):
 
 def submit(session: Session, job: Job) -> Job:
     """Insert a job in state queued, tell its first event, and ring the doorbell once the transaction commits."""
-    job.state, job.stage = JobState.QUEUED, JobStage.VALIDATE
+    job.state, job.stage, job.rung_at = JobState.QUEUED, JobStage.VALIDATE, database_now()
     session.add(job)
     session.flush()
     events.append(session, job.id, f"Created fine-tuning job: {job.id}")
@@ -106,9 +106,13 @@ def settle(
     _release(session, job_id, token, to, finished_at=database_now(), error=dict(error) if error else None, **values)
 
 
-def requeue(session: Session, job_id: str, token: str) -> None:
-    """Give a running job back to the queue and ring. Raises LeaseLost (also when it is no longer plainly running)."""
-    _release(session, job_id, token, JobState.QUEUED)
+def requeue(session: Session, job_id: str, token: str, *, counted: bool = True) -> None:
+    """Give a running job back to the queue and ring. Raises LeaseLost (also when it is no longer plainly running).
+
+    `counted=False` hands the attempt back: a worker that shuts down is not the job's fault.
+    """
+    attempt = Job.attempt if counted else Job.attempt - 1
+    _release(session, job_id, token, JobState.QUEUED, attempt=attempt, rung_at=database_now())
     queue.ring_after_commit(session, job_id)
 
 
@@ -151,7 +155,7 @@ def take_back(session: Session, job: Job, *, max_attempts: int) -> JobState | No
     elif state is JobState.PAUSING:
         to, values = JobState.PAUSED, {}
     elif job.attempt < max_attempts:
-        to, values = JobState.QUEUED, {}
+        to, values = JobState.QUEUED, {"rung_at": database_now()}
     else:
         to = JobState.FAILED
         values = {"finished_at": database_now(), "error": {"code": "worker_lost", "message": reason, "param": None}}

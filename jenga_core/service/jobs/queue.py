@@ -64,12 +64,27 @@ def connect(settings: Settings) -> Celery:
 def ring(job_id: str) -> bool:
     """Send one doorbell message. False (and a log line) when the broker cannot be reached; the beat task rings
     again."""
+    if not celery_app.conf.broker_url:
+        log.warning("doorbell for %s not rung: no broker is configured; a beat task rings again", job_id)
+        return False
     try:
         celery_app.send_task(RUN_TASK, kwargs={"job_id": job_id}, retry=False)
     except (OperationalError, TransportError, OSError) as error:
         log.warning("doorbell for %s not rung, the reaper will ring again: %s", job_id, error)
         return False
     return True
+
+
+def pending() -> int:
+    """Doorbell messages that no worker has taken yet; 0 when the broker cannot be reached."""
+    with celery_app.connection_or_acquire() as connection:
+        try:
+            return connection.default_channel.queue_declare(RUN_QUEUE, passive=True).message_count
+        except connection.channel_errors:
+            return 0  # an empty queue does not exist
+        except (TransportError, *connection.connection_errors) as error:
+            log.warning("doorbells not counted: %s", error)
+            return 0
 
 
 def ring_after_commit(session: Session, job_id: str) -> None:

@@ -1,0 +1,35 @@
+"""Models: the base models that jobs may name, and those that the team's jobs made."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from sqlalchemy import select
+
+from api.dependencies import CurrentDatabase, CurrentPrincipal
+from api.schemas.lists import ListOf
+from api.schemas.models import ModelObject
+from jenga_core.service.db.models import BaseModelEntry, FineTunedModel
+from jenga_core.service.models import registry
+from jenga_core.service.pagination import Page
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.get("")
+def list_models(principal: CurrentPrincipal, database: CurrentDatabase) -> ListOf[ModelObject]:
+    """All of them, base models first, in the order they came."""
+    mine = select(FineTunedModel).where(FineTunedModel.team_id == principal.team_id)
+    with database.reading() as session:
+        base = session.scalars(select(BaseModelEntry).order_by(BaseModelEntry.created_at, BaseModelEntry.id))
+        made = session.scalars(mine.order_by(FineTunedModel.created_at, FineTunedModel.id))
+        return ListOf[ModelObject].of(Page([*base, *made], has_more=False), ModelObject.of)
+
+
+@router.get("/{model:path}")
+def retrieve_model(model: str, principal: CurrentPrincipal, database: CurrentDatabase) -> ModelObject:
+    """One model. Names hold `:` and may hold `/`, hence the path."""
+    with database.reading() as session:
+        made = session.get(FineTunedModel, model)
+        if made is not None and made.team_id == principal.team_id:
+            return ModelObject.of(made)
+        return ModelObject.of(registry.get(session, model))

@@ -1,0 +1,129 @@
+"""From what a caller asked to a job row: the checks that need more than the request itself.
+
+Shapes and ranges were checked before (JengaConfig, the request's schema). Here is what depends on the installation:
+does the model exist, is the file the team's and fit to train on, does the context fit the model. Nothing is written, so
+a request that is refused leaves no job.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from jenga_core.config import JengaConfig
+from jenga_core.errors import ConfigError, DataError
+from jenga_core.service.db.base import database_now
+from jenga_core.service.db.models import BaseModelEntry, Job
+from jenga_core.service.files import repository as files
+from jenga_core.service.ids import new_id
+from jenga_core.service.models import registry
+
+AUTO: Mapping[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
+"""OpenAI's hyperparameters, left to the trainer."""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a caller asked for, each part valid by itself."""
+
+    model: str
+    training_file: str
+    config: JengaConfig
+    validation_file: str | None = None
+    hyperparameters: Mapping[str, Any] | None = None
+    """In their deprecated place, at the top."""
+
+    method_hyperparameters: Mapping[str, Any] | None = None
+    """In `method.supervised`."""
+
+    suffix: str | None = None
+    seed: int | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+def job_of(session: Session, team_id: str, request: JobRequest) -> Job:
+    """The row of the job, ready for `lifecycle.submit`.
+
+    Raises NotFoundError (model, file), DataError (a file that cannot be trained on), ConfigError (settings that do not
+    fit the model, or contradict each other).
+    """
+    model = registry.get(session, request.model)
+    _check_fits(model, request.config)
+    hyperparameters = _one(request.method_hyperparameters, request.hyperparameters)
+    _check_file(session, team_id, request.training_file, "training_file")
+    if request.validation_file is not None:
+        _check_file(session, team_id, request.validation_file, "validation_file")
+    return Job(
+        id=new_id("ftjob-"),
+        team_id=team_id,
+        model=model.id,
+        training_file=request.training_file,
+        validation_file=request.validation_file,
+        suffix=request.suffix,
+        seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
+        tags=dict(request.metadata) if request.metadata is not None else None,
+        hyperparameters=hyperparameters,
+        config=request.config.model_dump(mode="json"),
+        result_files=[],
+        created_at=database_now(),
+    )
+
+
+def warnings(job: Job) -> list[str]:
+    """Settings of the job that another setting overrules, in words: nothing is skipped silently."""
+    overruled = (("max_steps", "n_epochs"), ("learning_rate", "learning_rate_multiplier"))
+    return [
+        f"jenga.{ours}={job.config[ours]} overrules {theirs}={job.hyperparameters[theirs]}"
+        for ours, theirs in overruled
+        if job.config[ours] is not None and job.hyperparameters[theirs] != "auto"
+    ]
+
+
+def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
+    own, wanted = model.context_length_tokens, config.context_length_tokens
+    factor = config.rope.factor if config.rope else 1
+    if wanted > own * factor:
+        needed = math.ceil(wanted / own)
+        raise ConfigError(
+            f"jenga.context_length_tokens is {wanted}, but {model.id} takes {own} tokens"
+            + (f" x {factor:g} (jenga.rope.factor)" if config.rope else "")
+            + f"; lower it, or stretch the positions with jenga.rope, e.g. {{'type': 'yarn', 'factor': {needed}}}",
+            code="context_too_long",
+            param="jenga.context_length_tokens",
+        )
+    entry, layers = config.selection.entry_layer, model.num_hidden_layers
+    if entry is not None and entry >= layers:
+        raise ConfigError(
+            f"jenga.selection.entry_layer is {entry}, but {model.id} has {layers} layers, counted from 0; "
+            f"give one below {layers}, or leave it out for half of them",
+            param="jenga.selection.entry_layer",
+        )
+
+
+def _one(in_method: Mapping[str, Any] | None, at_top: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The hyperparameters, given in either place or, alike, in both."""
+    first, second = ({**AUTO, **given} if given is not None else None for given in (in_method, at_top))
+    if first is not None and second is not None and first != second:
+        raise ConfigError(
+            f"hyperparameters ({second}) differ from method.supervised.hyperparameters ({first}); give one of them, "
+            "preferably in method",
+            code="conflicting_hyperparameters",
+            param="hyperparameters",
+        )
+    return first or second or dict(AUTO)
+
+
+def _check_file(session: Session, team_id: str, file_id: str, param: str) -> None:
+    file = files.get(session, team_id, file_id, param=param, lock="shared")
+    if file.purpose != files.UPLOAD_PURPOSE:
+        problem = f"has the purpose {file.purpose!r}; a file to train on is uploaded with {files.UPLOAD_PURPOSE!r}"
+    elif file.status != "processed":
+        problem = f"cannot be used ({file.status_details or file.status}); mend it and upload it again"
+    else:
+        return
+    raise DataError(f"File {file_id} {problem}", code=f"invalid_{param}", param=param)

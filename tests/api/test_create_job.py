@@ -1,0 +1,170 @@
+"""What a job may be made of. Every request that is refused names its field and leaves no job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jenga_core.service.db.models import StoredFile
+from tests.api.conftest import SMALL, Api, error_of
+
+AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
+
+
+def test_the_answer(api: Api, rings: list[str]) -> None:
+    job = api.create(suffix="mine", seed=7, metadata={"team": "a b"}).json()
+    assert rings == [job["id"]]
+    assert job["jenga"].pop("config")["selection"]["keep_fraction"] == 0.4
+    assert job == {
+        "id": job["id"],
+        "object": "fine_tuning.job",
+        "created_at": job["created_at"],
+        "finished_at": None,
+        "estimated_finish": None,
+        "model": api.seeded.model,
+        "fine_tuned_model": None,
+        "organization_id": api.seeded.team_id,
+        "status": "queued",
+        "error": None,
+        "training_file": api.seeded.training_file,
+        "validation_file": None,
+        "result_files": [],
+        "trained_tokens": None,
+        "seed": 7,
+        "hyperparameters": AUTO,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": AUTO}},
+        "integrations": None,
+        "metadata": {"team": "a b"},
+        "user_provided_suffix": "mine",
+        "jenga": {
+            "state": "queued",
+            "stage": "validate",
+            "attempt": 0,
+            "step": 0,
+            "total_steps": None,
+            "report": None,
+        },
+    }
+    assert api.client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["id"] == job["id"]
+
+
+def test_a_seed_is_made_when_none_is_given(api: Api) -> None:
+    seeds = [api.create().json()["seed"] for _ in range(2)]
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("place", ["method", "top", "both"])
+def test_hyperparameters_from_either_place(api: Api, place: str) -> None:
+    given = {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 0.5}
+    fields: dict[str, Any] = {"jenga": {"context_length_tokens": 128}}
+    if place in ("method", "both"):
+        fields["method"] = {"type": "supervised", "supervised": {"hyperparameters": given}}
+    if place in ("top", "both"):
+        fields["hyperparameters"] = given
+    job = api.create(**fields).json()
+    assert job["hyperparameters"] == given
+    assert job["method"]["supervised"]["hyperparameters"] == given
+
+
+def test_an_overruled_setting_is_a_warning_among_the_events(api: Api) -> None:
+    job_id = api.create(hyperparameters={"n_epochs": 4}).json()["id"]
+    events = api.client.get(f"/v1/fine_tuning/jobs/{job_id}/events").json()["data"]
+    assert [(event["level"], event["message"]) for event in events] == [
+        ("warn", "jenga.max_steps=3 overrules n_epochs=4"),
+        ("info", f"Created fine-tuning job: {job_id}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"model": "unknown"}, 404, "model_not_found", "model"),
+        ({"training_file": "file-unknown"}, 404, "not_found", "training_file"),
+        ({"validation_file": "file-unknown"}, 404, "not_found", "validation_file"),
+        ({"jenga": {"context_length_tokens": 257}}, 400, "context_too_long", "jenga.context_length_tokens"),
+        (
+            {"jenga": {"context_length_tokens": 520, "rope": {"factor": 2}}},
+            400,
+            "context_too_long",
+            "jenga.context_length_tokens",
+        ),
+        ({"jenga": {**SMALL, "keep_fraction": 0}}, 400, "invalid_config", "jenga.selection.keep_fraction"),
+        ({"jenga": {**SMALL, "keep_fraction": 1.5}}, 400, "invalid_config", "jenga.selection.keep_fraction"),
+        ({"jenga": {**SMALL, "selection": {"entry_layer": 2}}}, 400, "invalid_config", "jenga.selection.entry_layer"),
+        ({"jenga": {**SMALL, "typo": 1}}, 400, "invalid_config", "jenga.typo"),
+        ({"jenga": {**SMALL, "preset": "unknown"}}, 400, "invalid_config", "jenga"),
+        ({"jenga": [1]}, 400, "invalid_value", "jenga"),
+        ({"typo": 1}, 400, "unknown_parameter", "typo"),
+        ({"seed": -1}, 400, "invalid_value", "seed"),
+        ({"seed": 2**31}, 400, "invalid_value", "seed"),
+        ({"suffix": ""}, 400, "invalid_value", "suffix"),
+        ({"suffix": "x" * 65}, 400, "invalid_value", "suffix"),
+        ({"suffix": "a\0b"}, 400, "invalid_value", "suffix"),
+        ({"metadata": {str(number): "" for number in range(17)}}, 400, "invalid_value", "metadata"),
+        ({"metadata": {"key": 3}}, 400, "invalid_value", "metadata.key"),
+        ({"integrations": [{"type": "wandb"}]}, 400, "unsupported_integrations", "integrations"),
+        ({"method": {"type": "dpo"}}, 400, "unsupported_method", "method.type"),
+        ({"method": {"type": "reinforcement"}}, 400, "unsupported_method", "method.type"),
+        ({"hyperparameters": {"n_epochs": 0}}, 400, "invalid_value", "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"n_epochs": 1.5}}, 400, "invalid_value", "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"batch_size": "many"}}, 400, "invalid_value", "hyperparameters.batch_size"),
+        ({"hyperparameters": {"beta": 1}}, 400, "unknown_parameter", "hyperparameters.beta"),
+        (
+            {
+                "hyperparameters": {"n_epochs": 2},
+                "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 3}}},
+            },
+            400,
+            "conflicting_hyperparameters",
+            "hyperparameters",
+        ),
+    ],
+)
+def test_bad_input_leaves_no_job(
+    api: Api, rings: list[str], fields: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    error = error_of(api.create(**fields), status)
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
+    assert api.jobs() == 0
+    assert rings == []
+
+
+def test_text_that_utf8_cannot_carry_is_refused(api: Api) -> None:
+    assert error_of(api.create(suffix="\ud800"), 400)["param"] == "suffix"
+    assert error_of(api.create(**{"typo\ud800": 1}), 400)["param"] == "typo\ud800"
+    assert error_of(api.create(jenga={"\ud800": 1}), 400)["param"] == "jenga.\ud800"
+    assert api.jobs() == 0
+
+
+def test_too_long_a_context_names_both_lengths_and_the_remedy(api: Api) -> None:
+    message = error_of(api.create(jenga={"context_length_tokens": 700}), 400)["message"]
+    assert "700" in message
+    assert "256 tokens" in message
+    assert "jenga.rope, e.g. {'type': 'yarn', 'factor': 3}" in message
+    assert api.create(jenga={"context_length_tokens": 700, "rope": {"type": "yarn", "factor": 3}}).status_code == 200
+
+
+@pytest.mark.parametrize("role", ["training_file", "validation_file"])
+def test_a_file_with_a_wrong_row_leaves_no_job(api: Api, role: str) -> None:
+    file_id = api.upload(b'{"text": "fine"}\n{"text": ""}\n').json()["id"]
+    error = error_of(api.create(**{role: file_id}), 400)
+    assert (error["code"], error["param"]) == (f"invalid_{role}", role)
+    assert "Row 2: 'text' is empty" in error["message"]
+    assert api.jobs() == 0
+
+
+def test_a_file_of_another_purpose_leaves_no_job(api: Api) -> None:
+    with api.database.writing() as session:
+        session.get_one(StoredFile, api.seeded.training_file).purpose = "fine-tune-results"
+    error = error_of(api.create(), 400)
+    assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+    assert "'fine-tune-results'" in error["message"]
+    assert api.jobs() == 0
+
+
+@pytest.mark.parametrize("missing", ["model", "training_file"])
+def test_a_missing_field_is_named(api: Api, missing: str) -> None:
+    error = error_of(api.create(**{missing: None}), 400)
+    assert (error["code"], error["param"]) == ("missing_required_parameter", missing)
+    assert api.jobs() == 0

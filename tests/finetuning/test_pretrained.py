@@ -1,0 +1,51 @@
+"""Loading a model, and stretching its positions for a longer context."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from jenga_core import JengaConfig
+from jenga_core.errors import ConfigError
+from jenga_core.finetuning.pretrained import load_model, load_tokenizer, stretch_positions
+from tests.support.tiny import save_tiny_model
+
+CPU = torch.device("cpu")
+
+
+def test_a_model_is_loaded_frozen_in_float32_on_a_cpu(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    model = load_model(folder, JengaConfig.preset("jenga", context_length_tokens=256), CPU)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert load_tokenizer(folder)("ab").input_ids
+
+
+def test_a_context_past_the_model_s_own_needs_a_rope_setting(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"is 512, but the model takes 256; set jenga.rope") as raised:
+        load_model(folder, JengaConfig.preset("jenga", context_length_tokens=512), CPU)
+    assert raised.value.param == "jenga.context_length_tokens"
+    with pytest.raises(ConfigError, match="stretches the model's 256 only to 512"):
+        config = JengaConfig.preset("jenga", context_length_tokens=600, rope={"type": "yarn", "factor": 2})
+        load_model(folder, config, CPU)
+
+
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn"])
+def test_rope_settings_train_at_the_longer_context(tmp_path: Path, rope_type: str) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    config = JengaConfig.preset("jenga", context_length_tokens=512, rope={"type": rope_type, "factor": 2})
+    model = load_model(folder, config, CPU)
+    ids = torch.arange(512)[None] % 200
+    with torch.no_grad():
+        stretched = model(input_ids=ids).logits
+        plain = load_model(folder, JengaConfig.preset("jenga", context_length_tokens=256), CPU)(input_ids=ids).logits
+    assert stretched.isfinite().all()
+    assert not torch.allclose(stretched, plain)
+
+
+def test_stretched_length(tmp_path: Path) -> None:
+    model_config = AutoConfig.from_pretrained(save_tiny_model(tmp_path / "model"))
+    stretch_positions(model_config, JengaConfig.preset("jenga", rope={"type": "linear", "factor": 8}))
+    assert model_config.max_position_embeddings == 2048

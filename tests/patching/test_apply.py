@@ -1,0 +1,97 @@
+"""What cannot be done is refused by name; what was done is reported."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from jenga_core import JengaConfig, apply_jenga
+from jenga_core.errors import ConfigError, UnsupportedModelError
+from tests.support.tiny import tiny_batch, tiny_model
+
+
+def test_unsupported_models_are_refused_with_the_supported_ones() -> None:
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+    with pytest.raises(UnsupportedModelError, match=r"'gpt2' is not supported; supported are llama, mistral"):
+        apply_jenga(gpt2, JengaConfig.preset("jenga"))
+    with pytest.raises(UnsupportedModelError, match="expected a transformers causal language model"):
+        apply_jenga(nn.Linear(2, 2), JengaConfig.preset("jenga"))
+
+
+def test_a_head_that_is_not_a_plain_linear_is_refused() -> None:
+    model = tiny_model()
+    model.lm_head = nn.Linear(32, 256, bias=True)
+    with pytest.raises(UnsupportedModelError, match="plain nn.Linear without bias"):
+        apply_jenga(model, JengaConfig.preset("jenga"))
+
+
+def test_settings_that_do_not_fit_the_model() -> None:
+    model = tiny_model(layers=4)
+    with pytest.raises(ConfigError, match="entry_layer 4 is past the model's last layer; it has 4 layers"):
+        apply_jenga(model, JengaConfig.preset("jenga", selection={"entry_layer": 4}))
+    apply_jenga(model, JengaConfig.preset("jenga"))
+    with pytest.raises(ConfigError, match="patched already"):
+        apply_jenga(model, JengaConfig.preset("jenga"))
+
+
+def test_inputs_that_training_cannot_take() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
+    apply_jenga(model, JengaConfig.preset("jenga"))
+    with pytest.raises(ConfigError, match="use_cache=False"):
+        model(**batch, use_cache=True)
+    mask = torch.ones(1, 1, 77, 77, dtype=torch.bool)
+    with pytest.raises(ConfigError, match=r"attention_mask must be 2-D .* got 4-D"):
+        model(**{**batch, "attention_mask": mask})
+
+
+def test_deferred_selection_refuses_gradient_checkpointing() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
+    apply_jenga(model, JengaConfig.preset("jenga", selection={"below_entry": "forward_only"}))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with pytest.raises(ConfigError, match="turn gradient checkpointing off"):
+        model(**batch)
+
+
+def test_inputs_embeds_and_positional_input_ids() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
+    apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8}))
+    by_name = model(**batch).loss
+    by_position = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    by_embeds = model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    assert by_name == by_position == by_embeds
+
+
+def test_labels_are_left_as_they_were() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    before = copy.deepcopy(batch)
+    apply_jenga(model, JengaConfig.preset("jenga"))
+    model(**batch)
+    for name, tensor in before.items():
+        assert torch.equal(batch[name], tensor)
+
+
+def test_sequences_shorter_than_a_block() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=2, tokens=5, padded=False)
+    handle = apply_jenga(model, JengaConfig.preset("jenga"))
+    dense = copy.deepcopy(batch)
+    loss = model(**batch).loss
+    assert handle.report().kept_fraction == (1.0,) * 4
+    with handle.disabled():
+        torch.testing.assert_close(loss, model(**dense).loss)
+
+
+def test_report() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=1, tokens=80, padded=False)
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8, "score": "recent"}))
+    assert "no training forward yet" in str(handle.report())
+    model(**batch)
+    report = handle.report()
+    assert (report.enabled, report.score, report.entry_layer, report.num_blocks) == (True, "recent", 2, 10)
+    assert report.kept_fraction == pytest.approx((1.0, 1.0, 0.4, 0.4))
+    assert [(span.first_layer, span.last_layer, span.blocks) for span in report.spans] == [(2, 3, (0, 7, 8, 9))]
+    assert "40% of tokens, blocks 0 7 8 9" in str(report)
+    handle.undo()
+    assert str(apply_jenga(model, JengaConfig.preset("lora")).report()) == "jenga: off (dense)"

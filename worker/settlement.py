@@ -1,0 +1,164 @@
+"""How a job ends, given how its trainer ended.
+
+the trainer                             the job
+exit 0 with a result                    succeeded (also while cancelling: it was first)
+an error message                        failed, with its code
+killed by the kernel, memory ran out    failed, out_of_memory
+any other non-zero exit                 failed, with the last lines it printed
+stopped because of a cancel request     cancelled
+stopped because the worker shuts down   queued again, the attempt not counted
+killed by any other signal              queued again while attempts are left, then failed, trainer_killed
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from jenga_core.service.db.base import database_now
+from jenga_core.service.db.models import FineTunedModel, Job, StoredFile, Team
+from jenga_core.service.files.store import FileStore
+from jenga_core.service.ids import new_id
+from jenga_core.service.jobs import events, lifecycle
+from jenga_core.service.jobs.state import JobState
+from jenga_core.service.settings import Settings
+from worker.lease import Lease
+from worker.protocol import EXIT_CANCELLED, EXIT_OK, ErrorMessage, ResultMessage
+from worker.relay import storable
+
+RESULTS = ("metrics.csv", "adapter.tar.gz")
+"""What a successful trainer leaves in `output/`, in the order of the job's result_files."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of a trainer that ended."""
+
+    exit_code: int
+    """As subprocess has it: negative for a signal."""
+
+    result: ResultMessage | None = None
+    error: ErrorMessage | None = None
+    asked_to_stop: bool = False
+    """The supervisor sent SIGTERM, because of a cancel request or of its own shutdown."""
+
+    out_of_memory: bool = False
+    """The kernel killed a process for want of memory meanwhile."""
+
+    log_tail: str = ""
+
+
+def settle(lease: Lease, settings: Settings, job: Job, ending: Ending) -> None:
+    """Write the end of this attempt. Raises LeaseLost."""
+    if ending.exit_code == EXIT_OK and ending.result is not None:
+        output = settings.folder("jobs", job.id, "output")
+        missing = [name for name in RESULTS if not (output / name).is_file()]
+        if not missing:
+            _publish(lease, settings, job, ending.result)
+            return
+        error = ErrorMessage(code="trainer_error", message=f"the trainer left no {' and no '.join(missing)}")
+        lease.write(lambda session: fail(session, job, error))
+        return
+    lease.write(lambda session: _without_result(session, lease.state, settings, job, ending))
+
+
+def fail(session: Session, job: Job, error: ErrorMessage) -> None:
+    """Settle as failed; the event tells what the job's `error` holds."""
+    assert job.lease_token is not None
+    error = ErrorMessage(code=error.code, message=storable(error.message), param=error.param)
+    events.append(session, job.id, f"The job failed: {error.message}", level="error", data={"code": error.code})
+    lifecycle.settle(session, job.id, job.lease_token, JobState.FAILED, error=error.model_dump(exclude={"kind"}))
+
+
+def _without_result(session: Session, state: JobState, settings: Settings, job: Job, ending: Ending) -> None:
+    assert job.lease_token is not None
+    if ending.error is None and state is JobState.CANCELLING:
+        events.append(session, job.id, "The job was cancelled", level="warn")
+        lifecycle.settle(session, job.id, job.lease_token, JobState.CANCELLED)
+    elif ending.error is None and ending.asked_to_stop:
+        events.append(session, job.id, "The worker is shutting down; the job goes back to the queue", level="warn")
+        lifecycle.requeue(session, job.id, job.lease_token, counted=False)
+    elif (error := _reason(ending)) is not None:
+        fail(session, job, error)
+    else:
+        died = f"The trainer was killed by {_signal_name(ending)} in attempt {job.attempt} of {settings.max_attempts}"
+        if job.attempt < settings.max_attempts:
+            events.append(session, job.id, f"{died}; the job goes back to the queue", level="warn")
+            lifecycle.requeue(session, job.id, job.lease_token)
+        else:
+            fail(session, job, ErrorMessage(code="trainer_killed", message=died))
+
+
+def _reason(ending: Ending) -> ErrorMessage | None:
+    """Why trying again would not help; None when it may."""
+    if ending.error is not None:
+        return ending.error
+    if ending.out_of_memory:
+        message = (
+            "the machine ran out of memory and the kernel killed the trainer; "
+            "use a smaller jenga.context_length_tokens, batch_size or jenga.keep_fraction"
+        )
+        return ErrorMessage(code="out_of_memory", message=message)
+    if ending.exit_code < 0 or ending.exit_code == EXIT_CANCELLED:
+        return None
+    if ending.exit_code == EXIT_OK:
+        return ErrorMessage(code="trainer_error", message="the trainer exited without a result")
+    last = ending.log_tail or "it printed nothing"
+    return ErrorMessage(code="trainer_error", message=f"the trainer exited with code {ending.exit_code}: {last}")
+
+
+def _signal_name(ending: Ending) -> str:
+    if ending.exit_code == EXIT_CANCELLED:
+        return signal.SIGTERM.name  # it caught the signal and left in good order, but nobody here had sent one
+    try:
+        return signal.Signals(-ending.exit_code).name
+    except ValueError:
+        return f"signal {-ending.exit_code}"
+
+
+def _publish(lease: Lease, settings: Settings, job: Job, result: ResultMessage) -> None:
+    """Register the results and settle as succeeded, in one transaction: all of it is there, or nothing."""
+    store = FileStore(settings)
+    output = settings.folder("jobs", job.id, "output")
+    stored = {name: new_id("file-") for name in RESULTS}
+    try:
+        sizes = {name: store.copy_in(file_id, output / name) for name, file_id in stored.items()}
+        lease.write(lambda session: _register(session, job, result, stored, sizes))
+    except BaseException:
+        for file_id in stored.values():
+            store.delete(file_id)
+        raise
+
+
+def _register(session: Session, job: Job, result: ResultMessage, stored: dict[str, str], sizes: dict[str, int]) -> None:
+    assert job.lease_token is not None
+    for name, file_id in stored.items():
+        session.add(
+            StoredFile(
+                id=file_id,
+                team_id=job.team_id,
+                purpose="fine-tune-results",
+                filename=name,
+                bytes=sizes[name],
+                status="processed",
+                created_at=database_now(),
+            )
+        )
+    team = session.get_one(Team, job.team_id)
+    name = f"ft:{job.model}:{team.name}:{job.suffix or ''}:{job.id.removeprefix('ftjob-')[:8]}"
+    session.add(
+        FineTunedModel(id=name, team_id=team.id, job_id=job.id, base_model=job.model, created_at=database_now())
+    )
+    events.append(session, job.id, f"New fine-tuned model created: {name}")
+    events.append(session, job.id, "The job has successfully completed")
+    lifecycle.settle(
+        session,
+        job.id,
+        job.lease_token,
+        JobState.SUCCEEDED,
+        fine_tuned_model=name,
+        result_files=list(stored.values()),
+        report=storable(result.report),
+    )
