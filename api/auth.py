@@ -6,8 +6,6 @@ a request that changes something must also say that it comes from our own origin
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from starlette.requests import HTTPConnection
 
 from api.errors import Forbidden
@@ -32,16 +30,17 @@ def principal_of(connection: HTTPConnection, database: Database, pepper: bytes) 
             raise AuthenticationError("The Authorization header must read: Bearer YOUR_KEY")
     elif COOKIE in connection.cookies:
         key = connection.cookies[COOKIE]
-        if connection.scope["method"] not in _READING and not _same_origin(connection):
-            raise Forbidden("A browser may change things from Jenga's own pages only", code="cross_site_request")
     else:
         raise AuthenticationError("No API key provided. Send it in a header: Authorization: Bearer YOUR_KEY")
     with database.reading() as session:
-        return keys.authenticate(session, key.strip(), pepper=pepper)
+        principal = keys.authenticate(session, key.strip(), pepper=pepper)
+    if authorization is None and connection.scope["method"] not in _READING and not _same_origin(connection):
+        raise Forbidden("A browser may change things from Jenga's own pages only", code="cross_site_request")
+    return principal
 
 
 def _same_origin(connection: HTTPConnection) -> bool:
-    site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin", "")
+    site, host = connection.headers.get("sec-fetch-site"), connection.headers.get("host")
     if site is not None:
         return site == "same-origin"
-    return urlsplit(origin).netloc == connection.headers.get("host", "")
+    return bool(host) and connection.headers.get("origin", "").partition("://")[2] == host

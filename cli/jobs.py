@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.connection import Service, connected
 from cli.settings import DataDir, settings_of
@@ -76,12 +76,12 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20, data_dir: DataDir = None
 ) -> None:
     """The newest jobs."""
-    table = Table("job", "model", "state", "stage", "step", "created")
+    table = Table(Column("job", no_wrap=True), "model", "state", "stage", "step", "created", box=None)
     with connected(settings_of(data_dir)) as service:
         for job in service.get("/fine_tuning/jobs", limit=limit)["data"]:
             extra = job.get("jenga") or {}
             steps = f"{extra.get('step') or 0}/{extra.get('total_steps') or '?'}"
-            created = datetime.fromtimestamp(job["created_at"]).strftime("%Y-%m-%d %H:%M")
+            created = datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M")
             state = extra.get("state", job["status"])
             table.add_row(job["id"], job["model"], state, extra.get("stage", ""), steps, created)
     Console().print(table)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli.connection import connected
 from cli.settings import DataDir, settings_of
@@ -61,7 +61,7 @@ def add(
 @app.command("list")
 def list_models(data_dir: DataDir = None) -> None:
     """The models of the service: base models and fine-tuned ones."""
-    table = Table("model", "owner")
+    table = Table(Column("model", no_wrap=True), "owner", box=None)
     with connected(settings_of(data_dir)) as service:
         for model in service.get("/models")["data"]:
             table.add_row(model["id"], model["owned_by"])

@@ -43,7 +43,7 @@ READY_SECONDS = 120.0
 POLL_SECONDS = 0.25
 
 
-class _Stopped(Exception):  # noqa: N818 - asked for, not an error
+class _Stopped(Exception):
     """SIGINT or SIGTERM came."""
 
 
@@ -123,8 +123,8 @@ def _start(stack: ExitStack, settings: Settings, listener: socket.socket, addres
     start("api", [sys.executable, "-m", "cli.serve", str(descriptor)], stop_seconds=10, pass_fds=(descriptor,))
 
     wait("the API", lambda: _healthy(address))
-    for name, node in (("worker", run), ("ops", ops)):
-        wait(f"the {name} process", lambda name=name, node=node: f"{node} ready." in tail(logs / f"{name}.log"))
+    wait("the worker", lambda: f"{run} ready." in tail(logs / "worker.log"))
+    wait("the ops worker", lambda: f"{ops} ready." in tail(logs / "ops.log"))
     return children
 
 
@@ -166,7 +166,7 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ConfigError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; "
+            f"cannot listen on {host}, port {port}: {(error.strerror or str(error)).partition(' (')[0]}; "
             "choose another --port (0 takes a free one) or --host"
         ) from error
     with listener:

@@ -29,6 +29,7 @@ JENGA_OPTIONS = {
     "preset": "jenga",
     "context_length_tokens": 1024,
     "max_steps": 12,
+    "eval_windows": 6,
     "learning_rate": 1e-3,
     "keep_fraction": 0.4,
 }
@@ -103,9 +104,10 @@ def run_job(client: OpenAI, train: Path, heldout: Path) -> dict[str, Any]:
             job = client.fine_tuning.jobs.retrieve(job.id)
             extra: dict[str, Any] = job.model_dump()["jenga"]
             progress.update(bar, description=f"{extra['state']}, {extra['stage']}", completed=extra["step"] or 0)
-            for event in reversed([e for e in client.fine_tuning.jobs.list_events(job.id) if e.id not in seen]):
+            newest = client.fine_tuning.jobs.list_events(job.id, limit=100).data
+            for event in reversed([event for event in newest if event.id not in seen]):
                 seen.add(event.id)
-                console.print(f"  {event.message}", markup=False, highlight=False, style="dim")
+                say(f"  {event.message}")
             if job.status in ("succeeded", "failed", "cancelled"):
                 break
             time.sleep(1)

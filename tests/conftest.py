@@ -15,29 +15,25 @@ from tests.support import database as databases
 
 
 @pytest.fixture(scope="session")
-def database_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
     """The URL of a migrated database of a kind, made at the first call, dropped at the end of the run."""
     made: dict[str, str] = {}
     with ExitStack() as stack:
 
-        def template(kind: str) -> str:
+        def url_of(kind: str) -> str:
             if kind not in made:
-                folder = tmp_path_factory.mktemp(f"template-{kind}")
-                made[kind] = stack.enter_context(databases.migrated(kind, folder))
+                made[kind] = stack.enter_context(databases.migrated(kind, tmp_path_factory.mktemp(kind)))
             return made[kind]
 
-        yield template
+        yield url_of
 
 
 @pytest.fixture(params=databases.KINDS)
-def database_url(
-    request: pytest.FixtureRequest, tmp_path: Path, database_template: Callable[[str], str]
-) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_database: Callable[[str], str]) -> str:
     """A migrated, empty database of the test's own, on SQLite and on PostgreSQL (skipped where there is no server)."""
     if request.param == "postgresql":
         databases.require_postgres()
-    with databases.copy_of(database_template(request.param), tmp_path) as url:
-        yield url
+    return databases.own(migrated_database(request.param), tmp_path)
 
 
 @pytest.fixture

@@ -125,11 +125,13 @@ def _publish(lease: Lease, settings: Settings, job: Job, result: ResultMessage) 
     stored = {name: new_id("file-") for name in RESULTS}
     try:
         sizes = {name: store.copy_in(file_id, output / name) for name, file_id in stored.items()}
-        lease.write(lambda session: _register(session, job, result, stored, sizes))
-    except BaseException:
+    except OSError as error:
         for file_id in stored.values():
             store.delete(file_id)
-        raise
+        reason = ErrorMessage(code="results_not_stored", message=f"the results could not be stored: {error}")
+        lease.write(lambda session: fail(session, job, reason))
+        return
+    lease.write(lambda session: _register(session, job, result, stored, sizes))
 
 
 def _register(session: Session, job: Job, result: ResultMessage, stored: dict[str, str], sizes: dict[str, int]) -> None:

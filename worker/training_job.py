@@ -39,6 +39,10 @@ class Reporter:
         """Blocks when the pipe is full; a closed pipe means the supervisor is gone, and ends the process."""
         self._pipe.write(message.model_dump_json().encode() + b"\n")
 
+    def close(self) -> None:
+        """The supervisor reads to the end of the pipe."""
+        self._pipe.close()
+
     def event(self, message: str, *, level: Any = "info", data: dict[str, Any] | None = None) -> None:
         """Something to tell the people who watch."""
         self.send(EventMessage(message=message, level=level, data=data))

@@ -7,10 +7,11 @@ words. `jenga.state` tells what those words cannot.
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from api.schemas.lists import Text
 from jenga_core.config import JengaConfig
@@ -34,6 +35,12 @@ def _auto_or(kind: type[int] | type[float], low: float, high: float) -> PlainVal
         return value if value == "auto" else kind(value)
 
     return PlainValidator(check, json_schema_input_type=Literal["auto"] | kind)
+
+
+def _sendable(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuse half surrogate pairs anywhere inside, with a ValueError: no answer could repeat them."""
+    json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 class _Request(BaseModel):
@@ -80,7 +87,7 @@ class CreateJob(_Request):
         | None
     ) = None
     integrations: list[Any] | None = None
-    jenga: dict[str, Any] | None = None
+    jenga: Annotated[dict[str, Any], AfterValidator(_sendable)] | None = None
     """JengaConfig; validated by it."""
 
     def to_request(self) -> JobRequest:

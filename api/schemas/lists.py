@@ -1,4 +1,4 @@
-"""OpenAI's list object, and the strings that a database can keep."""
+"""OpenAI's list object, and the strings that a database takes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Item = TypeVar("Item", bound=BaseModel)
 def _storable(text: str) -> str:
     if "\0" in text:
         raise ValueError("NUL characters are not allowed")
+    text.encode()  # JSON can spell half of a surrogate pair; the error is a ValueError, too
     return text
 
 
 Text = Annotated[str, AfterValidator(_storable)]
-"""A string that PostgreSQL takes, too."""
+"""A string that every database takes."""
 
 
 class ListOf(BaseModel, Generic[Item]):

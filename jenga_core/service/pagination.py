@@ -7,6 +7,7 @@ names nothing must be an error, not page one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -73,5 +74,5 @@ def by_age(
     statement = statement.order_by(*order)
     if keep is None:
         return Page.of(session.scalars(statement.limit(limit + 1)), limit)
-    rows = session.scalars(statement.execution_options(yield_per=200))
-    return Page.of(filter(keep, rows), limit)
+    with closing(session.scalars(statement.execution_options(yield_per=200))) as rows:
+        return Page.of(filter(keep, rows), limit)

@@ -24,43 +24,47 @@ def test_data_cannot_be_run_as_a_page(api: Api) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "code"),
-    [
-        ("GET", "/v1/nothing", 404, "not_found"),
-        ("GET", "/v1/files/", 404, "not_found"),
-        ("GET", "/nothing/here", 404, "not_found"),
-        ("PUT", "/v1/files", 405, "method_not_allowed"),
-        ("GET", "/v1/files/file-unknown", 404, "not_found"),
-        ("GET", "/v1/files/..%2F..%2Fetc%2Fpasswd", 404, "not_found"),
-        ("GET", "/v1/files/file-%00", 400, "invalid_request"),
-        ("GET", "/v1/fine_tuning/jobs?after=a%00", 400, "invalid_request"),
-        ("GET", "/v1/fine_tuning/jobs/ftjob-unknown", 404, "not_found"),
-        ("POST", "/v1/fine_tuning/jobs/ftjob-unknown/cancel", 404, "not_found"),
-        ("GET", "/v1/models/org/unknown", 404, "model_not_found"),
-        ("GET", "/v1/files?limit=0", 400, "invalid_value"),
-        ("GET", "/v1/files?order=sideways", 400, "invalid_value"),
-    ],
-)
-def test_wrong_addresses(api: Api, method: str, path: str, status: int, code: str) -> None:
-    error = error_of(api.client.request(method, path), status)
-    assert error["type"] == "invalid_request_error"
-    assert error["code"] == code
+_WRONG_ADDRESSES = [
+    ("GET", "/v1/nothing", 404, "not_found"),
+    ("GET", "/v1/files/", 404, "not_found"),
+    ("GET", "/nothing/here", 404, "not_found"),
+    ("PUT", "/v1/files", 405, "method_not_allowed"),
+    ("GET", "/v1/files/file-unknown", 404, "not_found"),
+    ("GET", "/v1/files/..%2F..%2Fetc%2Fpasswd", 404, "not_found"),
+    ("GET", "/v1/files/file-%00", 400, "invalid_request"),
+    ("GET", "/v1/fine_tuning/jobs?after=a%00", 400, "invalid_request"),
+    ("GET", "/v1/fine_tuning/jobs/ftjob-unknown", 404, "not_found"),
+    ("POST", "/v1/fine_tuning/jobs/ftjob-unknown/cancel", 404, "not_found"),
+    ("GET", "/v1/models/org/unknown", 404, "model_not_found"),
+    ("GET", "/v1/files?limit=0", 400, "invalid_value"),
+    ("GET", "/v1/files?order=sideways", 400, "invalid_value"),
+]
 
 
-@pytest.mark.parametrize(
-    ("content", "code"),
-    [
-        (b'{"model": ', "invalid_json"),
-        (b"[1, 2]", "invalid_value"),
-        (b"", "missing_required_parameter"),
-        (b"[" * 100_000, "invalid_request"),
-        (b"{}", "missing_required_parameter"),
-    ],
-)
-def test_bodies_that_are_no_request(api: Api, content: bytes, code: str) -> None:
-    response = api.client.post("/v1/fine_tuning/jobs", content=content, headers={"content-type": "application/json"})
-    assert error_of(response, 400)["code"] == code
+def test_wrong_addresses(api: Api, subtests: pytest.Subtests) -> None:
+    for method, path, status, code in _WRONG_ADDRESSES:
+        with subtests.test(method=method, path=path):
+            error = error_of(api.client.request(method, path), status)
+            assert error["type"] == "invalid_request_error"
+            assert error["code"] == code
+
+
+_NO_REQUESTS = [
+    (b'{"model": ', "invalid_json"),
+    (b"[1, 2]", "invalid_value"),
+    (b"", "missing_required_parameter"),
+    (b"[" * 100_000, "invalid_request"),
+    (b"{}", "missing_required_parameter"),
+]
+
+
+def test_bodies_that_are_no_request(api: Api, subtests: pytest.Subtests) -> None:
+    for content, code in _NO_REQUESTS:
+        with subtests.test(content=content[:20]):
+            response = api.client.post(
+                "/v1/fine_tuning/jobs", content=content, headers={"content-type": "application/json"}
+            )
+            assert error_of(response, 400)["code"] == code
 
 
 def test_json_over_the_cap_is_refused(api: Api) -> None:

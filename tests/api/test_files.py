@@ -37,25 +37,26 @@ def test_upload_and_download(api: Api) -> None:
     assert content.headers["content-disposition"].startswith("attachment")
 
 
-@pytest.mark.parametrize(
-    ("rows", "reason"),
-    [
-        (ROW + b"{broken\n", "Row 2: not valid JSON"),
-        (ROW + ROW + b'{"text": 3}\n', "Row 3: 'text' must be a string, got int"),
-        (b'{"messages": []}\n', "Row 1: 'messages' must be a non-empty list"),
-        (b'{"a\\u0000b": 1}\n', "Row 1: expected 'text', 'messages'"),
-        (b'{"text": "\xff"}\n', "Row 1: not UTF-8"),
-        (b"\n\n", "the file holds no rows"),
-        (b"", "the file holds no rows"),
-    ],
-)
-def test_a_wrong_row_is_named(api: Api, rows: bytes, reason: str) -> None:
-    response = api.upload(rows)
-    assert response.status_code == 200
-    file = response.json()
-    assert file["status"] == "error"
-    assert file["status_details"].startswith(reason)
-    assert api.client.get(f"/v1/files/{file['id']}").json() == file
+_WRONG_ROWS = [
+    (ROW + b"{broken\n", "Row 2: not valid JSON"),
+    (ROW + ROW + b'{"text": 3}\n', "Row 3: 'text' must be a string, got int"),
+    (b'{"messages": []}\n', "Row 1: 'messages' must be a non-empty list"),
+    (b'{"a\\u0000b": 1}\n', "Row 1: expected 'text', 'messages'"),
+    (b'{"text": "\xff"}\n', "Row 1: not UTF-8"),
+    (b"\n\n", "the file holds no rows"),
+    (b"", "the file holds no rows"),
+]
+
+
+def test_a_wrong_row_is_named(api: Api, subtests: pytest.Subtests) -> None:
+    for rows, reason in _WRONG_ROWS:
+        with subtests.test(rows=rows):
+            response = api.upload(rows)
+            assert response.status_code == 200
+            file = response.json()
+            assert file["status"] == "error"
+            assert file["status_details"].startswith(reason)
+            assert api.client.get(f"/v1/files/{file['id']}").json() == file
 
 
 def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,65 +68,66 @@ def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, monkeypatch:
         check.count_rows(path)
 
 
-@pytest.mark.parametrize(
-    ("filename", "kept"),
-    [
-        ("../../etc/passwd", "passwd"),
-        ("C:\\data\\train.jsonl", "train.jsonl"),
-        ("dir/", "upload"),
-        ("naïve ü.jsonl", "naïve ü.jsonl"),
-        ("x" * 400, "x" * 255),
-    ],
-)
-def test_filenames_are_for_people_only(api: Api, filename: str, kept: str) -> None:
-    file = api.upload(filename=filename).json()
-    assert file["filename"] == kept
-    assert api.app.state.files.path(file["id"]).read_bytes() == ROW
+_FILENAMES = [
+    ("../../etc/passwd", "passwd"),
+    ("C:\\data\\train.jsonl", "train.jsonl"),
+    ("dir/", "upload"),
+    ("naïve ü.jsonl", "naïve ü.jsonl"),
+    ("x" * 400, "x" * 255),
+]
 
 
-@pytest.mark.parametrize(
-    ("files", "data", "param"),
-    [
-        ({"file": ("a", ROW)}, {"purpose": "assistants"}, "purpose"),
-        ({"file": ("a", ROW)}, {"purpose": "fine-tune-results"}, "purpose"),
-        ({"file": ("a", ROW)}, {}, "purpose"),
-        ({"other": ("a", ROW)}, {"purpose": "fine-tune"}, "file"),
-        ([("file", ("a", ROW)), ("file", ("b", ROW))], {"purpose": "fine-tune"}, "file"),
-        ({"file": ("a", ROW)}, {"purpose": "fine-tune", "expires_after[seconds]": "3600"}, "expires_after[seconds]"),
-    ],
-    ids=["purpose", "result-purpose", "no-purpose", "no-file", "two-files", "unknown-field"],
-)
-def test_forms_that_are_refused_leave_nothing(api: Api, files: object, data: dict[str, str], param: str) -> None:
-    before = sorted(api.app.state.files.folder.iterdir())
-    response = api.client.post("/v1/files", files=files, data=data)  # type: ignore[arg-type]
-    assert error_of(response, 400)["param"] == param
-    assert sorted(api.app.state.files.folder.iterdir()) == before
-    assert len(api.client.get("/v1/files").json()["data"]) == 1  # the seeded one
+def test_filenames_are_for_people_only(api: Api, subtests: pytest.Subtests) -> None:
+    for filename, kept in _FILENAMES:
+        with subtests.test(filename=filename):
+            file = api.upload(filename=filename).json()
+            assert file["filename"] == kept
+            assert api.app.state.files.path(file["id"]).read_bytes() == ROW
 
 
-@pytest.mark.parametrize(
-    ("content", "content_type"),
-    [
-        (b"{}", "application/json"),
-        (b"", "multipart/form-data"),
-        (b"no boundary in here", "multipart/form-data; boundary=B"),
-        (
-            b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{"te',
-            "multipart/form-data; boundary=B",
-        ),
-        (
-            b"--B\r\nContent-Disposition: form-data\r\n\r\n" + b"x" * 5000 + b"\r\n--B--\r\n",
-            "multipart/form-data; boundary=B",
-        ),
-        (b"", f"multipart/form-data; boundary={'B' * 1000}"),
-    ],
-    ids=["json", "no-boundary", "not-multipart", "truncated", "long-field", "long-boundary"],
-)
-def test_malformed_bodies_leave_nothing(api: Api, content: bytes, content_type: str) -> None:
-    before = sorted(api.app.state.files.folder.iterdir())
-    response = api.client.post("/v1/files", content=content, headers={"content-type": content_type})
-    error_of(response, 400)
-    assert sorted(api.app.state.files.folder.iterdir()) == before
+_REFUSED_FORMS = [
+    ({"file": ("a", ROW)}, {"purpose": "assistants"}, "purpose"),
+    ({"file": ("a", ROW)}, {"purpose": "fine-tune-results"}, "purpose"),
+    ({"file": ("a", ROW)}, {}, "purpose"),
+    ({"other": ("a", ROW)}, {"purpose": "fine-tune"}, "file"),
+    ([("file", ("a", ROW)), ("file", ("b", ROW))], {"purpose": "fine-tune"}, "file"),
+    ({"file": ("a", ROW)}, {"purpose": "fine-tune", "expires_after[seconds]": "3600"}, "expires_after[seconds]"),
+]
+
+
+def test_forms_that_are_refused_leave_nothing(api: Api, subtests: pytest.Subtests) -> None:
+    for files, data, param in _REFUSED_FORMS:
+        with subtests.test(data=data, param=param):
+            before = sorted(api.app.state.files.folder.iterdir())
+            response = api.client.post("/v1/files", files=files, data=data)  # type: ignore[arg-type]
+            assert error_of(response, 400)["param"] == param
+            assert sorted(api.app.state.files.folder.iterdir()) == before
+            assert len(api.client.get("/v1/files").json()["data"]) == 1  # the seeded one
+
+
+_MALFORMED = [
+    (b"{}", "application/json"),
+    (b"", "multipart/form-data"),
+    (b"no boundary in here", "multipart/form-data; boundary=B"),
+    (
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n{"te',
+        "multipart/form-data; boundary=B",
+    ),
+    (
+        b"--B\r\nContent-Disposition: form-data\r\n\r\n" + b"x" * 5000 + b"\r\n--B--\r\n",
+        "multipart/form-data; boundary=B",
+    ),
+    (b"", f"multipart/form-data; boundary={'B' * 1000}"),
+]
+
+
+def test_malformed_bodies_leave_nothing(api: Api, subtests: pytest.Subtests) -> None:
+    for content, content_type in _MALFORMED:
+        with subtests.test(content=content[:40], content_type=content_type[:50]):
+            before = sorted(api.app.state.files.folder.iterdir())
+            response = api.client.post("/v1/files", content=content, headers={"content-type": content_type})
+            error_of(response, 400)
+            assert sorted(api.app.state.files.folder.iterdir()) == before
 
 
 def test_a_row_that_cannot_be_stored_leaves_no_bytes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

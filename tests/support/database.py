@@ -1,7 +1,7 @@
-"""Databases for tests: migrated once per process, copied for every test, dropped when the test ends.
+"""Databases for tests: migrated once per test process; every test finds one that is empty and its own.
 
-`migrated` makes the template, `copy_of` gives a test its own database. On SQLite a copy is a file, on PostgreSQL it is
-`CREATE DATABASE ... TEMPLATE`, both a fraction of what the migrations cost.
+On SQLite a test gets a copy of the migrated file. On PostgreSQL, where making and dropping a database costs a second on
+a slow disk, the process keeps one database and empties it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from jenga_core.service.db.migrate import upgrade
+from jenga_core.service.db.models import Job
 from jenga_core.service.settings import Settings
 
 KINDS = ("sqlite", "postgresql")
@@ -35,45 +36,40 @@ def require_postgres() -> None:
 
 
 @contextmanager
-def empty(kind: str, folder: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of a fresh database without tables."""
+def new(kind: str, folder: Path) -> Iterator[str]:
+    """The SQLAlchemy URL of a database without tables; it is dropped when the block ends."""
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'jenga.db'}"
         return
-    with _postgres_database() as url:
-        yield url
+    name = f"jenga_test_{os.getpid()}_{secrets.token_hex(4)}"
+    with psycopg.connect(POSTGRES_URL, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            connection.execute(sql.SQL("ALTER DATABASE {} SET synchronous_commit = off").format(sql.Identifier(name)))
+            url = make_url(POSTGRES_URL).set(drivername="postgresql+psycopg", database=name)
+            yield url.render_as_string(hide_password=False)
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @contextmanager
 def migrated(kind: str, folder: Path) -> Iterator[str]:
-    """The URL of a database at head, to copy from; nobody may stay connected to it."""
-    with empty(kind, folder) as url:
+    """The URL of a database at head, for `own` to start from."""
+    with new(kind, folder) as url:
         upgrade(Settings(data_dir=folder, database_url=url))
         yield url
 
 
-@contextmanager
-def copy_of(template_url: str, folder: Path) -> Iterator[str]:
-    """The URL of a test's own copy of a migrated database."""
-    template = make_url(template_url).database
-    assert template is not None
-    if template_url.startswith("sqlite"):
-        shutil.copyfile(template, folder / "jenga.db")
-        yield f"sqlite:///{folder / 'jenga.db'}"
-        return
-    with _postgres_database(template) as url:
-        yield url
-
-
-@contextmanager
-def _postgres_database(template: str = "template1") -> Iterator[str]:
-    name = f"jenga_test_{os.getpid()}_{secrets.token_hex(4)}"
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-    drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
-    with psycopg.connect(POSTGRES_URL, autocommit=True) as connection:
-        connection.execute(create)
-        try:
-            url = make_url(POSTGRES_URL).set(drivername="postgresql+psycopg", database=name)
-            yield url.render_as_string(hide_password=False)
-        finally:
-            connection.execute(drop)
+def own(migrated_url: str, folder: Path) -> str:
+    """The URL of an empty database at head that nobody else is connected to."""
+    if migrated_url.startswith("sqlite:///"):
+        shutil.copyfile(migrated_url.removeprefix("sqlite:///"), folder / "jenga.db")
+        return f"sqlite:///{folder / 'jenga.db'}"
+    with psycopg.connect(migrated_url.replace("+psycopg", "")) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        for table in reversed(Job.metadata.sorted_tables):
+            connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table.name)))
+    return migrated_url

@@ -20,7 +20,9 @@ from jenga_core.service.db.models import (
     Team,
 )
 
-RUNNING, SUCCEEDED, FAILED, QUEUED = (f"ftjob-{name}0000000000000000" for name in ("running", "success", "failing", "waiting"))
+RUNNING, SUCCEEDED, FAILED, QUEUED = (
+    f"ftjob-{name}0000000000000000" for name in ("running", "success", "failing", "waiting")
+)
 HOSTILE = "<img src=x onerror=alert(1)>"
 """Text that must arrive on the page as text."""
 
@@ -71,7 +73,10 @@ def seed(session: Session, team: Team) -> None:
         result_files=["file-metrics", "file-adapter"],
         report={
             "score": "exact",
-            "loss": {"before": 2.5113, "after": 2.2047},
+            "kept_fraction": [1.0] * ENTRY_LAYER + [0.375] * (LAYERS - ENTRY_LAYER),
+            "activation_bytes": 120_700_000,
+            "held_out_before": {"loss": 2.5113, "tokens": 8_190},
+            "held_out_after": {"loss": 2.2047, "tokens": 8_190},
             "warnings": ["2 rows were cut to 2048 tokens"],
         },
     )

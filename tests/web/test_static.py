@@ -45,7 +45,9 @@ def test_plotly_comes_from_the_installed_wheel_and_stays_in_the_cache(site: Site
 
 
 @on_sqlite
-@pytest.mark.parametrize("name", ["nothing.js", "..%2Ftemplates%2Fbase.html", "%2e%2e%2f%2e%2e%2fapp.py", "plotly.min.js"])
+@pytest.mark.parametrize(
+    "name", ["nothing.js", "..%2Ftemplates%2Fbase.html", "%2e%2e%2f%2e%2e%2fapp.py", "plotly.min.js"]
+)
 def test_static_serves_nothing_else(site: Site, name: str) -> None:
     assert site.client.get(f"/static/{name}").status_code == 404
 

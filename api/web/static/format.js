@@ -3,6 +3,8 @@
 export const loss = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
 export const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}%`;
 export const count = (value) => value.toLocaleString("en");
+/** Any number: grouped when whole, five digits otherwise. */
+export const figure = (value) => (Number.isInteger(value) ? count(value) : String(Number(value.toPrecision(5))));
 export const words = (name) => name.replaceAll("_", " ");
 
 /** Decimal units, three digits: 640 MB, 1.28 GB. */

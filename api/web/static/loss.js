@@ -15,13 +15,13 @@ const draw = chart(byId("loss-chart"), (metrics) => {
   return {
     traces: [
       series("train", "train_loss", { mode: many ? "lines" : "lines+markers",
-        line: { color: colour("ours"), width: 2 }, marker: { size: 5 } }),
+        line: { color: colour("ours"), width: many ? 1 : 2 }, marker: { size: 5 } }),
       series("held-out", "valid_loss", { mode: "lines+markers",
         line: { color: colour("held-out"), width: 2, dash: "dot" }, marker: { size: 8, symbol: "diamond" } }),
     ],
     layout: {
       height: 280,
-      margin: { l: 52, r: 12, t: 28, b: 44 },
+      margin: { l: 52, r: 12, t: 24, b: 44 },
       hovermode: "x unified",
       showlegend: true,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },

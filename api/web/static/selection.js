@@ -84,8 +84,8 @@ function tokens(block) {
 
 function summarize({ step, num_blocks: total, kept_fraction: shares, spans }) {
   const mean = shares.reduce((sum, share) => sum + share, 0) / shares.length;
-  const average = `${format.percent(mean)} of tokens on average over ${shares.length} layers`;
-  if (spans.length !== 1) return `Step ${step}: ${average}.`;
+  const average = `${format.percent(mean)} of tokens on average over all ${shares.length} layers`;
+  if (spans.length !== 1) return `Step ${step}: kept ${average}.`;
   const [{ first_layer: first, last_layer: last, blocks }] = spans;
   const below = first > 0 ? ` Layers below ${first} keep all.` : "";
   return `Step ${step}: ${blocks.length} of ${total} blocks kept in layers ${first}–${last}.${below} That is ${average}.`;

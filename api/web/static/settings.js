@@ -73,7 +73,8 @@ function flatten(object, prefix = "") {
     if (Array.isArray(value)) {
       if (value.every((item) => typeof item === "string") && value.length) flat[prefix + name] = value.join("; ");
     } else if (value !== null && typeof value === "object") Object.assign(flat, flatten(value, `${prefix}${name} `));
-    else flat[prefix + name] = typeof value === "number" ? Number(value.toPrecision(5)) : value;
+    else if (name.endsWith("_bytes")) flat[prefix + name.slice(0, -"_bytes".length)] = format.bytes(value);
+    else flat[prefix + name] = typeof value === "number" ? format.figure(value) : value;
   }
   return flat;
 }

@@ -149,6 +149,7 @@ def take_back(session: Session, job: Job, *, max_attempts: int) -> JobState | No
     assert job.lease_token is not None
     ran_out = _holds(job.id, job.lease_token) & (Job.lease_expires_at < database_now())
     state = JobState(job.state)
+    values: dict[str, Any]
     reason = f"worker lost: the lease of attempt {job.attempt} ran out"
     if state is JobState.CANCELLING:
         to, values = JobState.CANCELLED, {"finished_at": database_now()}

@@ -79,9 +79,7 @@ def pending() -> int:
     """Doorbell messages that no worker has taken yet; 0 when the broker cannot be reached."""
     with celery_app.connection_or_acquire() as connection:
         try:
-            return connection.default_channel.queue_declare(RUN_QUEUE, passive=True).message_count
-        except connection.channel_errors:
-            return 0  # an empty queue does not exist
+            return connection.default_channel.queue_declare(RUN_QUEUE).message_count
         except (TransportError, *connection.connection_errors) as error:
             log.warning("doorbells not counted: %s", error)
             return 0

@@ -1,0 +1,187 @@
+"""The real trainer, as the supervisor starts it: a process, a spec, a pipe. On a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+
+from jenga_core import JengaConfig
+from jenga_core.service.jobs.state import JobStage
+from tests.support.tiny import save_tiny_model, tiny_model
+from worker.protocol import (
+    EVENTS_FD_VARIABLE,
+    EXIT_CANCELLED,
+    EXIT_OK,
+    EXIT_USER_ERROR,
+    Message,
+    TrainerSpec,
+    message_adapter,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_SECONDS = 240
+RANDOM = {"block_tokens": 8, "score": "random"}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+class Run:
+    """One trainer process and what it said."""
+
+    def __init__(self, folder: Path, spec: TrainerSpec) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spec.json").write_text(spec.model_dump_json())
+        reader, writer = os.pipe()
+        self.folder = folder
+        self.messages: list[Message] = []
+        self._lines = os.fdopen(reader, "rb")
+        with (folder / "stderr.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "worker.trainer", "--job-dir", str(folder)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[writer],
+                env={**os.environ, EVENTS_FD_VARIABLE: str(writer), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            )
+        os.close(writer)
+
+    def read(self, until: Callable[[Message], bool] | None = None) -> None:
+        """Messages up to one for which `until` holds, or to the end."""
+        for line in self._lines:
+            message = message_adapter.validate_json(line)
+            self.messages.append(message)
+            if until is not None and until(message):
+                return
+
+    def wait(self) -> int:
+        self.read()
+        self._lines.close()
+        return self.process.wait(DEADLINE_SECONDS)
+
+    def of_kind(self, kind: str) -> list[Any]:
+        return [message for message in self.messages if message.kind == kind]
+
+    def log(self) -> str:
+        return (self.folder / "stderr.log").read_text()
+
+
+def make_spec(
+    folder: Path, model_folder: Path, *, text: str = "the quick brown fox. " * 60, **jenga: Any
+) -> TrainerSpec:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (folder / "valid.jsonl").write_text(json.dumps({"text": "jumps over the lazy dog. " * 20}) + "\n")
+    given = {"context_length_tokens": 64, "max_steps": 6, "checkpoint_steps": 2, "learning_rate": 0.01}
+    return TrainerSpec(
+        job_id="ftjob-test",
+        attempt=1,
+        model_name="tiny",
+        model_folder=model_folder,
+        training_path=folder / "train.jsonl",
+        validation_path=folder / "valid.jsonl",
+        config=JengaConfig.parse({**given, "selection": {"block_tokens": 8}, **jenga}),
+        hyperparameters={},
+        seed=1,
+        resume_from=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Run:
+    """A job that ran to its end. Random scores, so that a resumed run must bring the generator's state back too."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = Run(folder / "job", make_spec(folder, model_folder, selection=RANDOM))
+    assert run.wait() == EXIT_OK, run.log()
+    return run
+
+
+def test_a_job_from_start_to_adapter(tmp_path: Path, finished: Run) -> None:
+    run = finished
+    stages = [message.stage for message in run.of_kind("stage")]
+    assert stages == [stage for stage in JobStage if stage is not JobStage.TRAIN_PREDICTORS]
+    steps = run.of_kind("step")
+    assert [step.step for step in steps] == [0, 1, 2, 3, 4, 5, 6, 6]
+    assert steps[-1].valid_loss < steps[0].valid_loss
+    assert [checkpoint.folder for checkpoint in run.of_kind("checkpoint")] == [f"checkpoint-{n}" for n in (2, 4, 6)]
+
+    dense, finetune = run.of_kind("memory")
+    assert (dense.phase, finetune.phase) == ("dense_reference", "finetune")
+    assert 0 < finetune.activation_bytes < dense.activation_bytes
+    selection = run.of_kind("selection")[-1]
+    assert selection.num_blocks == 8
+    assert selection.layers_kept_fraction[0] == 1.0 > selection.layers_kept_fraction[-1]
+    assert (selection.spans[0]["first_layer"], selection.spans[0]["last_layer"]) == (2, 3)
+
+    (result,) = run.of_kind("result")
+    assert run.messages[-1] is result
+    assert result.report["score"] == "random"
+    assert result.report["held_out_after"]["loss"] == steps[-1].valid_loss
+    assert result.report["activation_bytes"] == finetune.activation_bytes
+
+    output = run.folder / "output"
+    table = (output / "metrics.csv").read_text().splitlines()
+    assert table[0] == "step,train_loss,valid_loss,learning_rate"
+    assert len(table) == 1 + 7
+    with tarfile.open(output / "adapter.tar.gz") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    PeftModel.from_pretrained(tiny_model(), tmp_path / "unpacked")
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_curve(
+    tmp_path: Path, model_folder: Path, finished: Run
+) -> None:
+    spec = make_spec(tmp_path, model_folder, selection=RANDOM)
+    killed = Run(tmp_path / "killed", spec)
+    killed.read(until=lambda message: message.kind == "checkpoint" and message.step == 4)
+    killed.process.kill()
+    assert killed.wait() == -signal.SIGKILL
+    checkpoint = killed.folder / "checkpoints" / killed.of_kind("checkpoint")[-1].folder
+    resumed = Run(tmp_path / "killed", spec.model_copy(update={"attempt": 2, "resume_from": checkpoint}))
+    assert resumed.wait() == EXIT_OK, resumed.log()
+
+    losses = {step.step: step.train_loss for step in finished.of_kind("step") if step.train_loss is not None}
+    after = {step.step: step.train_loss for step in resumed.of_kind("step") if step.train_loss is not None}
+    assert min(after) == int(checkpoint.name.removeprefix("checkpoint-")) + 1
+    assert after == {step: losses[step] for step in after}
+    assert (resumed.folder / "output" / "metrics.csv").read_text() == (
+        whole.folder / "output" / "metrics.csv"
+    ).read_text()
+
+
+def test_sigterm_stops_at_a_step_boundary(tmp_path: Path, model_folder: Path) -> None:
+    run = Run(tmp_path / "job", make_spec(tmp_path, model_folder, max_steps=5000, checkpoint_steps=5000))
+    run.read(until=lambda message: message.kind == "step" and message.step == 2)
+    run.process.terminate()
+    assert run.wait() == EXIT_CANCELLED, run.log()
+    assert not run.of_kind("result")
+
+
+def test_the_caller_s_mistakes_are_told_with_code_and_field(tmp_path: Path, model_folder: Path) -> None:
+    run = Run(tmp_path / "long", make_spec(tmp_path / "long", model_folder, context_length_tokens=100_000))
+    assert run.wait() == EXIT_USER_ERROR
+    (error,) = run.of_kind("error")
+    assert (error.code, error.param) == ("invalid_config", "jenga.context_length_tokens")
+
+
+def test_an_exception_of_ours_is_told_and_its_traceback_logged(tmp_path: Path, model_folder: Path) -> None:
+    spec = make_spec(tmp_path, model_folder)
+    run = Run(tmp_path / "job", spec.model_copy(update={"model_folder": tmp_path / "gone"}))
+    assert run.wait() == EXIT_USER_ERROR
+    (error,) = run.of_kind("error")
+    assert error.code == "training_failed"
+    assert "Traceback" in run.log()
