@@ -18,7 +18,8 @@ def describe() -> dict[str, str]:
     return {
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "driver": _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "commit": os.environ.get("JENGA_COMMIT") or _command("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "commit": os.environ.get("JENGA_COMMIT")
+        or _command("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
     }

@@ -1,10 +1,11 @@
-"""Does the model stay as good? Fine-tune on long texts under each policy, then measure the *dense* model with the adapter.
+"""Does the model stay as good? Fine-tune on long texts under each policy, then measure the *dense* model with the
+adapter.
 
     python -m benchmarks quality --model FOLDER --train A.txt B.txt --eval C.txt --out results.json
 
-Perplexity of the dense model on unseen texts is what a user of the adapter gets. Every policy sees the same windows in the
-same order. `dense-same-loss` is the control that separates two costs: what is lost by taking the loss on fewer tokens,
-and what is lost by the sparsity itself. `random` and `recent` show what informed scores are worth.
+Perplexity of the dense model on unseen texts is what a user of the adapter gets. Every policy sees the same windows in
+the same order. `dense-same-loss` is the control that separates two costs: what is lost by taking the loss on fewer
+tokens, and what is lost by the sparsity itself. `random` and `recent` show what informed scores are worth.
 
 One process per run, `--jobs` at once; rows that are already in the file are not run again.
 """
@@ -40,10 +41,6 @@ from jenga_core.rows import TextRow
 Policy = Mapping[str, Any]
 
 
-def _deferred(**selection: Any) -> Policy:
-    return {"selection": {"below_entry": "forward_only", **selection}}
-
-
 POLICIES: Mapping[str, Policy] = {
     "dense": {"preset": "lora"},
     "dense-same-loss": {"preset": "lora"},
@@ -51,23 +48,25 @@ POLICIES: Mapping[str, Policy] = {
     "carried-sum": {"selection": {"below_entry": "involved", "column": "sum"}},
     "carried-random": {"selection": {"below_entry": "involved", "score": "random"}},
     "carried-recent": {"selection": {"below_entry": "involved", "score": "recent"}},
-    "deferred": _deferred(),
-    "deferred-random": _deferred(score="random"),
-    "deferred-recent": _deferred(score="recent"),
-    "deferred-early": _deferred(entry_layer="1/4"),
-    "deferred-late": _deferred(entry_layer="3/4"),
-    "deferred-b256": _deferred(block_tokens=256),
-    "deferred-b512": _deferred(block_tokens=512),
+    "deferred": {},
+    "deferred-random": {"selection": {"score": "random"}},
+    "deferred-recent": {"selection": {"score": "recent"}},
+    "deferred-early": {"selection": {"entry_layer": "1/4"}},
+    "deferred-late": {"selection": {"entry_layer": "3/4"}},
+    "deferred-b256": {"selection": {"block_tokens": 256}},
+    "deferred-b512": {"selection": {"block_tokens": 512}},
     "per-layer-loss-all": {"selection": {"scope": "per_layer", "column": "sum", "loss_on": "all"}},
     "per-layer": {"selection": {"scope": "per_layer", "column": "sum"}},
 }
-"""Names to JengaConfig fields; keep_fraction comes from the command line, `entry_layer` may be a share of the layers."""
+"""Names to JengaConfig fields; keep_fraction comes from the command line, `entry_layer` may be a share of the
+layers."""
 
 SAME_LOSS_BLOCK_TOKENS = 64
 
 
 class MaskLabels:
-    """For `dense-same-loss`: keeps the labels of a random share of blocks, first and last included, and hides the rest."""
+    """For `dense-same-loss`: keeps the labels of a random share of blocks, first and last included, and hides the
+    rest."""
 
     def __init__(self, collate: PadRight, keep_fraction: float, seed: int) -> None:
         self.collate = collate
@@ -246,8 +245,8 @@ def _run_missing(arguments: argparse.Namespace, argv: list[str]) -> int:
             row = rows[-1]
             print(
                 f"{time.monotonic() - started:6.0f} s  {row['policy']:>18} seed {row['seed']}: perplexity "
-                f"{row['perplexity_before']:.2f} -> {row['perplexity_after']:.3f}, {row['step_ms_median_shared_gpu']:.0f}"
-                f" ms a step, peak {row['peak_bytes'] / 2**30:.2f} GiB",
+                f"{row['perplexity_before']:.2f} -> {row['perplexity_after']:.3f},
+                {row['step_ms_median_shared_gpu']:.0f}" f" ms a step, peak {row['peak_bytes'] / 2**30:.2f} GiB",
                 flush=True,
             )
         time.sleep(0.2)

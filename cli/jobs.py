@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
 
 from cli.connection import Service, connected
 from cli.settings import DataDir, settings_of
+from cli.tables import show, table
 from jenga_core.errors import ConfigError
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -76,15 +76,15 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20, data_dir: DataDir = None
 ) -> None:
     """The newest jobs."""
-    table = Table(Column("job", no_wrap=True), "model", "state", "stage", "step", "created", box=None)
+    rows = table("job", "model", "state", "stage", "step", "created")
     with connected(settings_of(data_dir)) as service:
         for job in service.get("/fine_tuning/jobs", limit=limit)["data"]:
             extra = job.get("jenga") or {}
             steps = f"{extra.get('step') or 0}/{extra.get('total_steps') or '?'}"
-            created = datetime.fromtimestamp(job["created_at"]).strftime("%m-%d %H:%M")
+            created = datetime.fromtimestamp(job["created_at"]).strftime("%Y-%m-%d %H:%M")
             state = extra.get("state", job["status"])
-            table.add_row(job["id"], job["model"], state, extra.get("stage", ""), steps, created)
-    Console().print(table)
+            rows.add_row(job["id"], job["model"], state, extra.get("stage", ""), steps, created)
+    show(rows)
 
 
 def cancel(job_id: JobId, data_dir: DataDir = None) -> None:

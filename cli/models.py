@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
 from cli.connection import connected
 from cli.settings import DataDir, settings_of
+from cli.tables import show, table
 from cli.up import prepare
 from jenga_core.errors import ConfigError, JengaError
 from jenga_core.service.db.models import BaseModelEntry
@@ -61,11 +60,11 @@ def add(
 @app.command("list")
 def list_models(data_dir: DataDir = None) -> None:
     """The models of the service: base models and fine-tuned ones."""
-    table = Table(Column("model", no_wrap=True), "owner", box=None)
+    rows = table("model", "owner")
     with connected(settings_of(data_dir)) as service:
         for model in service.get("/models")["data"]:
-            table.add_row(model["id"], model["owned_by"])
-    Console().print(table)
+            rows.add_row(model["id"], model["owned_by"])
+    show(rows)
 
 
 def _fetch(source: str, folder: Path) -> None:

@@ -35,6 +35,7 @@ JENGA_OPTIONS = {
 }
 EXAMPLES = Path(__file__).resolve().parent
 FOLDER = Path(os.environ.get("DEMO_DIR") or EXAMPLES.parent / ".demo").absolute()
+ENDED = ("succeeded", "failed", "cancelled")
 STOP_SECONDS = 90
 
 console = Console()
@@ -51,6 +52,7 @@ def main() -> None:
         jenga("models", "add", MODEL, data_dir=data_dir)
         train, heldout = build(FOLDER / "documents")
         client = OpenAI(base_url=f"{address}/v1", api_key=(data_dir / "admin.key").read_text().strip())
+        cancel_leftovers(client)
         job = run_job(client, train, heldout)
         adapter = download_adapter(client, job)
         show(client, job)
@@ -85,6 +87,13 @@ def start(data_dir: Path) -> tuple[subprocess.Popen[str], str]:
     return service, next(word for word in line.split() if word.startswith("http"))
 
 
+def cancel_leftovers(client: OpenAI) -> None:
+    """Jobs of an interrupted demo would run first: the service keeps its promises over a restart."""
+    for job in client.fine_tuning.jobs.list(limit=100):
+        if job.status not in ENDED:
+            client.fine_tuning.jobs.cancel(job.id)
+
+
 def run_job(client: OpenAI, train: Path, heldout: Path) -> dict[str, Any]:
     """Upload, create, and follow to the end; the job as the API tells it."""
     files = [client.files.create(file=path, purpose="fine-tune") for path in (train, heldout)]
@@ -108,7 +117,7 @@ def run_job(client: OpenAI, train: Path, heldout: Path) -> dict[str, Any]:
             for event in reversed([event for event in newest if event.id not in seen]):
                 seen.add(event.id)
                 say(f"  {event.message}")
-            if job.status in ("succeeded", "failed", "cancelled"):
+            if job.status in ENDED:
                 break
             time.sleep(1)
     if job.status != "succeeded":

@@ -58,10 +58,10 @@ class SelectionConfig(_Part):
     unselected: Literal["eliminated"] = "eliminated"
     """What becomes of unselected tokens from the entry layer on."""
 
-    below_entry: Literal["involved", "forward_only"] = "involved"
-    """What becomes of unselected tokens below the entry layer. `involved`: dense, with gradient. `forward_only`:
-    deferred selection. The lower layers run once without gradient, the set is chosen, and only its tokens run again
-    with gradient, against the keys and values of all."""
+    below_entry: Literal["forward_only", "involved"] = "forward_only"
+    """What becomes of unselected tokens below the entry layer. `forward_only` (deferred selection): the lower layers
+    run once without gradient, the set is chosen, and only its tokens run again with gradient, against the keys and
+    values of all. `involved`: dense, with gradient; the only way, and so the default, when every layer chooses anew."""
 
     loss_on: Literal["involved", "all"] = "involved"
     """Tokens whose next-token loss is taken: those still involved at the last layer, or all with a label."""
@@ -71,6 +71,13 @@ class SelectionConfig(_Part):
 
     block_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens per block. Blocks start at each document's first token."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _below_entry_of_the_scope(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("scope") == "per_layer":
+            return {"below_entry": "involved", **given}
+        return given
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -178,7 +185,7 @@ class JengaConfig(_Part):
             if isinstance(selection, SelectionConfig):
                 selection = selection.model_dump(exclude_unset=True)
             if isinstance(selection, Mapping):
-                if selection.get("keep_fraction", short) != short:
+                if "keep_fraction" in selection and selection["keep_fraction"] != short:
                     raise ValueError(
                         f"keep_fraction is given twice: {short!r} and selection.keep_fraction="
                         f"{selection['keep_fraction']!r}; give one"

@@ -9,6 +9,7 @@ SIGTERM stops a worker: its trainers stop at their next step and their jobs go b
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from worker.stop import Stop
 from worker.supervisor import TRAINER, Supervisor
 
 REAP_EVERY_SECONDS = 5.0
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 settings = Settings()
 stop = Stop()
@@ -37,8 +39,8 @@ app.conf.update(
     },
     beat_schedule_filename=str(settings.folder("beat") / "schedule"),
     worker_redirect_stdouts=False,
-    worker_log_format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    worker_task_log_format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    worker_log_format=LOG_FORMAT,
+    worker_task_log_format=LOG_FORMAT,
     worker_enable_remote_control=False,
     worker_send_task_events=False,
 )
@@ -60,6 +62,13 @@ def run(job_id: str | None = None, **_newer: Any) -> list[str]:
 def reap(**_newer: Any) -> None:
     """Look after lost jobs and lost doorbells."""
     reaper.reap(settings, database())
+
+
+@signals.after_setup_logger.connect
+def _log_jobs_not_messages(**_about: Any) -> None:
+    """The reaper's message comes every few seconds; that it came is no news."""
+    for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @signals.worker_shutting_down.connect

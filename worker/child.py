@@ -2,7 +2,7 @@
 
 A fresh process (never a fork of this one, which CUDA forbids) that leads its own session, so that one signal reaches
 it and all its helpers. When the supervisor dies, however it dies, the kernel kills the trainer (PR_SET_PDEATHSIG): no
-orphan keeps a GPU.
+orphan keeps a GPU. To the kernel the parent is the thread that started the trainer, so that thread must stay with it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -53,10 +54,10 @@ def architecture_of(model_type: str) -> Architecture:
 class Parts:
     """The modules of one model that the method touches."""
 
-    causal_lm: nn.Module
+    causal_lm: Any
     """The `...ForCausalLM` inside whatever wraps it."""
 
-    decoder: nn.Module
+    decoder: Any
     layers: tuple[nn.Module, ...]
     head: nn.Linear
     architecture: Architecture
@@ -64,7 +65,9 @@ class Parts:
 
 def parts_of(model: nn.Module) -> Parts:
     """Find them in a transformers causal language model, bare or inside a PeftModel. Raises UnsupportedModelError."""
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm: Any = model
+    if hasattr(model, "get_base_model"):
+        causal_lm = model.get_base_model()  # type: ignore[operator]  # a PeftModel
     if not hasattr(causal_lm, "get_decoder") or not hasattr(causal_lm, "config"):
         raise UnsupportedModelError(
             f"expected a transformers causal language model or a PeftModel around one, got {type(model).__name__}"

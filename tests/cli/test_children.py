@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from cli.children import MAX_RESTARTS, Child, ChildDiedError
+from tests.support.processes import until
 
 SLEEPS = "import time; time.sleep(60)"
 FORKS = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
 
 def test_a_dead_child_is_told_with_its_exit_code_and_the_end_of_its_log(make: Callable[[str], Child]) -> None:
     child = make(FAILS)
-    _until(lambda: not _alive(child))
+    until(lambda: not _alive(child))
     with pytest.raises(ChildDiedError, match=r"exit code 1(.|\n)*no luck"):
         child.check()
 
@@ -52,7 +52,7 @@ def test_restarts_are_bounded(make: Callable[[str], Child]) -> None:
             return True
         return False
 
-    _until(gave_up)
+    until(gave_up)
     assert restarts == MAX_RESTARTS
 
 
@@ -66,8 +66,8 @@ def test_what_a_dead_child_forked_dies_before_it_is_restarted(make: Callable[[st
     forked = _first_line(tmp_path / "child.log")
     assert child._process is not None
     child._process.kill()
-    _until(lambda: child.keep_alive() is not None)
-    _until(lambda: not psutil.pid_exists(int(forked)))
+    until(lambda: child.keep_alive() is not None)
+    until(lambda: not psutil.pid_exists(int(forked)))
 
 
 def test_stop_kills_a_child_that_ignores_sigterm(make: Callable[..., Child], tmp_path: Path) -> None:
@@ -85,12 +85,5 @@ def _alive(child: Child) -> bool:
 
 
 def _first_line(path: Path) -> str:
-    _until(lambda: path.exists() and "\n" in path.read_text())
+    until(lambda: path.exists() and "\n" in path.read_text())
     return path.read_text().splitlines()[0]
-
-
-def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

@@ -85,7 +85,9 @@ def test_sequences_shorter_than_a_block() -> None:
 
 def test_report() -> None:
     model, batch = tiny_model(), tiny_batch(batch=1, tokens=80, padded=False)
-    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8, "score": "recent"}))
+    handle = apply_jenga(
+        model, JengaConfig.preset("jenga", selection={"block_tokens": 8, "score": "recent", "below_entry": "involved"})
+    )
     assert "no training forward yet" in str(handle.report())
     model(**batch)
     report = handle.report()
@@ -93,5 +95,11 @@ def test_report() -> None:
     assert report.kept_fraction == pytest.approx((1.0, 1.0, 0.4, 0.4))
     assert [(span.first_layer, span.last_layer, span.blocks) for span in report.spans] == [(2, 3, (0, 7, 8, 9))]
     assert "40% of tokens, blocks 0 7 8 9" in str(report)
+    handle.undo()
+
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8}))
+    model(**batch)
+    assert handle.report().kept_fraction == pytest.approx((0.4,) * 4)  # below the entry layer, only gradients count
+    assert handle.report().spans[0].first_layer == 0
     handle.undo()
     assert str(apply_jenga(model, JengaConfig.preset("lora")).report()) == "jenga: off (dense)"

@@ -1,4 +1,5 @@
-"""The parity ladder: (1) off is the unpatched model, (2) keeping everything is dense training, (3) undo leaves no trace."""
+"""The parity ladder: (1) off is the unpatched model, (2) keeping everything is dense training, (3) undo leaves no
+trace."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from tests.support.assertions import assert_bit_identical, assert_within_budget
 from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
 
 POLICIES = {
-    "carried": {},
-    "deferred": {"below_entry": "forward_only"},
-    "loss-on-all": {"loss_on": "all"},
+    "deferred": {},
+    "carried": {"below_entry": "involved"},
+    "carried-loss-on-all": {"below_entry": "involved", "loss_on": "all"},
+    "deferred-loss-on-all": {"loss_on": "all"},
     "per-layer": {"scope": "per_layer"},
     "from-layer-0": {"entry_layer": 0},
 }
@@ -162,7 +164,7 @@ def test_patching_one_instance_leaves_another_alone() -> None:
     assert_step_is_identical(other, batch, loss, gradients)
 
 
-@pytest.mark.parametrize("policy", ["carried", "loss-on-all", "per-layer"])
+@pytest.mark.parametrize("policy", ["carried", "carried-loss-on-all", "per-layer"])
 def test_gradient_checkpointing_changes_nothing(policy: str) -> None:
     model, batch = with_adapter(tiny_model()), tiny_batch()
     apply_jenga(model, jenga(0.4, score="random", **POLICIES[policy]))
@@ -177,8 +179,10 @@ def test_gradient_checkpointing_changes_nothing(policy: str) -> None:
         assert_bit_identical(name, our_gradients[name], gradient)
 
 
-def test_defaults_of_the_preset_are_carried_elimination_from_the_middle() -> None:
+def test_the_preset_defers_selection_to_the_middle_layer() -> None:
     assert JengaConfig.preset("jenga").selection == SelectionConfig()
+    assert SelectionConfig().below_entry == "forward_only"
+    assert SelectionConfig(scope="per_layer").below_entry == "involved"
     handle = apply_jenga(tiny_model(layers=6), JengaConfig.preset("jenga"))
     assert handle.entry_layer == 3
     assert handle.score == "exact"

@@ -159,7 +159,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_curve(
     assert min(after) == int(checkpoint.name.removeprefix("checkpoint-")) + 1
     assert after == {step: losses[step] for step in after}
     assert (resumed.folder / "output" / "metrics.csv").read_text() == (
-        whole.folder / "output" / "metrics.csv"
+        finished.folder / "output" / "metrics.csv"
     ).read_text()
 
 

@@ -19,11 +19,11 @@ export function bytes(value) {
   return `${unit ? Number(value.toPrecision(3)) : value} ${units[unit]}`;
 }
 
-/** "5.3× less", "1.2× more" or "the same", of ours against theirs. */
+/** "5.3× less", "1.2× more" or, within 2%, "the same", of ours against theirs. */
 export function comparison(ours, theirs) {
   if (!ours || !theirs) return "–";
   const ratio = theirs / ours;
-  if (Math.abs(ratio - 1) < 0.005) return "the same";
+  if (Math.abs(ratio - 1) < 0.02) return "the same";
   return ratio > 1 ? `${times(ratio)} less` : `${times(1 / ratio)} more`;
 }
 

@@ -57,7 +57,7 @@ function showHeader(job) {
   fill(byId("facts"),
     [job.model, `created ${format.moment(job.created_at)}`,
       `${ended ? "took" : "age"} ${format.duration(now - job.created_at)}`,
-      job.estimated_finish ? `about ${format.duration(job.estimated_finish - now)} left` : null,
+      job.estimated_finish > now ? `about ${format.duration(job.estimated_finish - now)} left` : null,
       attempt > 1 ? `attempt ${attempt}` : null].filter(Boolean).join(" · "));
   fill(byId("progress"), ...progress(job.jenga, ended));
   byId("cancel").hidden = ended;
