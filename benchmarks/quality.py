@@ -243,13 +243,16 @@ def _run_missing(arguments: argparse.Namespace, argv: list[str]) -> int:
             rows.append(json.loads(output.strip().splitlines()[-1]))
             arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
             row = rows[-1]
-            print(
-                f"{time.monotonic() - started:6.0f} s  {row['policy']:>18} seed {row['seed']}: perplexity "
-                f"{row['perplexity_before']:.2f} -> {row['perplexity_after']:.3f},
-                {row['step_ms_median_shared_gpu']:.0f}" f" ms a step, peak {row['peak_bytes'] / 2**30:.2f} GiB",
-                flush=True,
-            )
+            print(_line(row, time.monotonic() - started), flush=True)
         time.sleep(0.2)
     if waiting:
         print(f"{len(waiting)} runs left; run the same command again to go on", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _line(row: Mapping[str, Any], seconds: float) -> str:
+    return (
+        f"{seconds:6.0f} s  {row['policy']:>18} seed {row['seed']}: "
+        f"perplexity {row['perplexity_before']:.2f} -> {row['perplexity_after']:.3f}, "
+        f"{row['step_ms_median_shared_gpu']:.0f} ms a step, peak {row['peak_bytes'] / 2**30:.2f} GiB"
+    )

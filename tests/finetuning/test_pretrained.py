@@ -27,8 +27,8 @@ def test_a_context_past_the_model_s_own_needs_a_rope_setting(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"is 512, but the model takes 256; set jenga.rope") as raised:
         load_model(folder, JengaConfig.preset("jenga", context_length_tokens=512), CPU)
     assert raised.value.param == "jenga.context_length_tokens"
+    config = JengaConfig.preset("jenga", context_length_tokens=600, rope={"type": "yarn", "factor": 2})
     with pytest.raises(ConfigError, match="stretches the model's 256 only to 512"):
-        config = JengaConfig.preset("jenga", context_length_tokens=600, rope={"type": "yarn", "factor": 2})
         load_model(folder, config, CPU)
 
 

@@ -23,7 +23,7 @@ def test_unsupported_models_are_refused_with_the_supported_ones() -> None:
 def test_a_head_that_is_not_a_plain_linear_is_refused() -> None:
     model = tiny_model()
     model.lm_head = nn.Linear(32, 256, bias=True)
-    with pytest.raises(UnsupportedModelError, match="plain nn.Linear without bias"):
+    with pytest.raises(UnsupportedModelError, match=r"plain nn\.Linear without bias"):
         apply_jenga(model, JengaConfig.preset("jenga"))
 
 
