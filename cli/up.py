@@ -123,8 +123,8 @@ def _start(stack: ExitStack, settings: Settings, listener: socket.socket, addres
     start("api", [sys.executable, "-m", "cli.serve", str(descriptor)], stop_seconds=10, pass_fds=(descriptor,))
 
     wait("the API", lambda: _healthy(address))
-    wait("the worker", lambda: f"{run} ready." in tail(logs / "worker.log"))
-    wait("the ops worker", lambda: f"{ops} ready." in tail(logs / "ops.log"))
+    wait("the worker", lambda: f"{run} ready." in tail(logs / "worker.log", lines=500))
+    wait("the ops worker", lambda: f"{ops} ready." in tail(logs / "ops.log", lines=500))
     return children
 
 

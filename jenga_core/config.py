@@ -40,8 +40,9 @@ class SelectionConfig(_Part):
     """`carried`: choose once, at the entry layer, and carry the set to the loss. `per_layer`: choose anew in every
     layer from the entry layer on; a block left out comes back in the next layer that wants it (the paper's rule)."""
 
-    by: Literal["keep_fraction"] = "keep_fraction"
-    """How scores become a selection: the best share of the blocks of each document."""
+    by: Literal["keep_fraction", "threshold"] = "keep_fraction"
+    """How scores become a selection: the best share of the blocks of each document, or the blocks that score at least
+    the layer's threshold (Algorithm 1, see `calibration`)."""
 
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share of each document's blocks that stay involved: n = ceil(keep_fraction x N), at least 2."""
@@ -55,8 +56,8 @@ class SelectionConfig(_Part):
     """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
     blocks, which more queries can see. `mean` divides that advantage away."""
 
-    unselected: Literal["eliminated"] = "eliminated"
-    """What becomes of unselected tokens from the entry layer on."""
+    unselected: Literal["eliminated", "forward_only"] = "eliminated"
+    """What becomes of unselected tokens from the entry layer on. `forward_only`: computed exactly, without gradient."""
 
     below_entry: Literal["forward_only", "involved"] = "forward_only"
     """What becomes of unselected tokens below the entry layer. `forward_only` (deferred selection): the lower layers
@@ -71,6 +72,11 @@ class SelectionConfig(_Part):
 
     block_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens per block. Blocks start at each document's first token."""
+
+    @property
+    def has_exact_pass(self) -> bool:
+        """Some layers run for all tokens without gradient before their involved rows run with it."""
+        return "forward_only" in (self.below_entry, self.unselected)
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +121,25 @@ class RopeConfig(_Part):
     """New length over the model's own."""
 
 
+class CalibrationConfig(_Part):
+    """The search for layer-specific thresholds (paper, Algorithm 1), for `selection.by` = `threshold`.
+
+    On a CPU it looks at 512 tokens of each sample at most, on a GPU at the whole context.
+    """
+
+    samples: int = Field(default=4, ge=1, le=1024)
+    """Held-out sequences; of the training file where there is no validation file."""
+
+    sweeps: int = Field(default=4, ge=0, le=100)
+    """Passes over the layers that select. Each costs two forwards per layer and sample; 0 keeps the initial means."""
+
+    epsilon: float = Field(default=0.25, gt=0, le=1)
+    """Half the finite difference, in units of a layer's initial threshold."""
+
+    eta: float = Field(default=10.0, gt=0)
+    """Step size, in initial thresholds per unit of accuracy slope."""
+
+
 class LossConfig(_Part):
     """Segmented cross entropy (paper, technique 3: segment-based peak cutting)."""
 
@@ -157,6 +182,9 @@ class JengaConfig(_Part):
 
     selection: SelectionConfig = SelectionConfig()
     """Which tokens stay involved."""
+
+    calibration: CalibrationConfig = CalibrationConfig()
+    """How thresholds are found."""
 
     loss: LossConfig = LossConfig()
     """How the loss is computed."""

@@ -35,10 +35,22 @@ class Blocks:
 
     def any_token(self, of_token_BT: Tensor) -> Tensor:
         """B x N bool: whether any token of the block has the property."""
-        counts_BN = self.document_of_block_BN.new_zeros(self.document_of_block_BN.shape)
-        real_BT = self.block_of_token_BT >= 0
-        counts_BN.scatter_add_(1, self.block_of_token_BT.clamp(min=0), (of_token_BT & real_BT).long())
-        return counts_BN > 0
+        return self._count(of_token_BT) > 0
+
+    def token_counts(self) -> Tensor:
+        """B x N int64: tokens of the block; 0 where a sequence has fewer than N blocks."""
+        return self._count(torch.ones_like(self.block_of_token_BT, dtype=torch.bool))
+
+    def seen(self) -> Tensor:
+        """B x N x N bool: whether query block m sees key block n, that is m >= n in one document."""
+        document_BN = self.document_of_block_BN
+        same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
+        return (same_BNN & (document_BN >= 0)[:, :, None]).tril()
+
+    def _count(self, of_token_BT: Tensor) -> Tensor:
+        counts_BN = torch.zeros_like(self.document_of_block_BN)
+        is_real_BT = self.block_of_token_BT >= 0
+        return counts_BN.scatter_add_(1, self.block_of_token_BT.clamp(min=0), (of_token_BT & is_real_BT).long())
 
 
 def split_into_blocks(

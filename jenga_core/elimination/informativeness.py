@@ -30,9 +30,14 @@ def informativeness(
         scores_BNN = reference.block_scores(
             q_BHTD, k_BKTD, blocks.block_of_token_BT, blocks.document_of_block_BN, scale=scale
         )
-        scores_BN = scores_BNN.sum(dim=1)
-        if column == "mean":
-            scores_BN = scores_BN / query_blocks_that_see(blocks.document_of_block_BN)
+        return pool_columns(scores_BNN, blocks.document_of_block_BN, column)
+
+
+def pool_columns(scores_BNN: Tensor, document_of_block_BN: Tensor, column: Literal["mean", "sum"]) -> Tensor:
+    """Key blocks' scores from the scores of block pairs (B x query block x key block, 0 where nothing is asked)."""
+    scores_BN = scores_BNN.sum(dim=1)
+    if column == "mean":
+        scores_BN = scores_BN / query_blocks_that_see(document_of_block_BN)
     return scores_BN
 
 

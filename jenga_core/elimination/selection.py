@@ -1,11 +1,13 @@
 """Scores to a selection: the blocks that stay involved, and the indices of their tokens.
 
-Of the N blocks of each document, n = ceil(keep_fraction x N) are kept, at least 2, in this order:
+By share, n = ceil(keep_fraction x N) of the N blocks of each document are kept, at least 2, in this order:
 
     1. the first block: every later token leans on it (the attention sink); without it the model breaks
     2. the last block with a label
     3. other blocks with a label, best score first: a kept set without labels would teach nothing
     4. blocks without a label, best score first
+
+By threshold (the paper's way), the blocks that score at least the layer's threshold are kept, and those of 1 and 2.
 
 Kept tokens stay in their order, so causal order holds, and they keep their original positions.
 
@@ -40,15 +42,28 @@ class Selection:
     """float32 scalar, kept tokens over real tokens, in the whole batch."""
 
 
-def select(scores_BN: Tensor, blocks: Blocks, has_label_BT: Tensor, *, keep_fraction: float) -> Selection:
+def select(
+    scores_BN: Tensor,
+    blocks: Blocks,
+    has_label_BT: Tensor,
+    *,
+    keep_fraction: float | None = None,
+    threshold: float | None = None,
+) -> Selection:
     """Choose the blocks and index their tokens.
 
     Args:
         scores_BN: float, higher is more informative. Ties go to the earlier block.
         has_label_BT: bool, whether a loss could be taken at the token.
-        keep_fraction: in (0, 1].
+        keep_fraction: in (0, 1]; or
+        threshold: a score. Exactly one of the two.
     """
-    kept_BN = _choose(scores_BN, blocks, blocks.any_token(has_label_BT), keep_fraction)
+    has_label_BN = blocks.any_token(has_label_BT)
+    if keep_fraction is not None:
+        kept_BN = _best(scores_BN, blocks, has_label_BN, keep_fraction)
+    else:
+        assert threshold is not None
+        kept_BN = _at_least(scores_BN, blocks, has_label_BN, threshold)
     real_BT = blocks.block_of_token_BT >= 0
     kept_BT = kept_BN.gather(1, blocks.block_of_token_BT.clamp(min=0)) & real_BT
     counts_B = kept_BT.sum(dim=1)
@@ -59,14 +74,28 @@ def select(scores_BN: Tensor, blocks: Blocks, has_label_BT: Tensor, *, keep_frac
     return Selection(kept_BN, index_BG, is_kept_BG, fraction)
 
 
-def _choose(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, keep_fraction: float) -> Tensor:
-    document_BN = blocks.document_of_block_BN
-    B, N = document_BN.shape
-    block_N = torch.arange(N, device=document_BN.device)
+def _at_least(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, threshold: float) -> Tensor:
+    is_first_BN, is_last_label_BN = _indispensable(blocks.document_of_block_BN, has_label_BN)
+    kept_BN = (scores_BN >= threshold) | is_first_BN | is_last_label_BN
+    return kept_BN & (blocks.document_of_block_BN >= 0)
+
+
+def _indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """The first block of each document, and its last block with a label; B x N bool each."""
+    block_N = torch.arange(document_BN.shape[1], device=document_BN.device)
     same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
     earlier_NN = block_N[:, None] > block_N
     is_first_BN = ~(same_BNN & earlier_NN).any(dim=2)
     is_last_label_BN = has_label_BN & ~(same_BNN & earlier_NN.T & has_label_BN[:, None, :]).any(dim=2)
+    return is_first_BN, is_last_label_BN
+
+
+def _best(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, keep_fraction: float) -> Tensor:
+    document_BN = blocks.document_of_block_BN
+    B, N = document_BN.shape
+    block_N = torch.arange(N, device=document_BN.device)
+    same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
+    is_first_BN, is_last_label_BN = _indispensable(document_BN, has_label_BN)
     rank_BN = torch.where(is_first_BN, 3, torch.where(is_last_label_BN, 2, has_label_BN.long()))
 
     # Sort by document, then rank, then score: stable sorts, last key first.

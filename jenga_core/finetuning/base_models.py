@@ -185,6 +185,11 @@ def main(argv: list[str] | None = None) -> int:
     except JengaError as error:
         print(error.message, file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"this source needs {error.name}, which is not installed here: pip install 'jenga[train]'", file=sys.stderr
+        )
+        return 1
     return 0
 
 

@@ -12,19 +12,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from jenga_core.config import JengaConfig
+from jenga_core.config import JengaConfig, SelectionConfig
+from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
 from jenga_core.patching.architectures import Parts, parts_of
 from jenga_core.patching.involvement import Involvement
 from jenga_core.patching.report import JengaReport, Span
+from jenga_core.patching.routes import Route, route_of
+
+_NOT_FOR_THE_DECODER = frozenset({"labels", "num_items_in_batch", "logits_to_keep", "return_dict", "use_cache"})
 
 
 def apply_jenga(model: nn.Module, config: JengaConfig) -> JengaHandle:
@@ -48,6 +52,8 @@ class JengaHandle:
         _check(parts, config)
         self.config = config
         self.parts = parts
+        self.thresholds: Thresholds | None = None
+        """Layer-specific thresholds, for selection.by = 'threshold'."""
         self._enabled = config.enabled
         self._last: JengaReport | None = None
         self._causal_lm_forward: Callable[..., Any] = parts.causal_lm.forward
@@ -94,13 +100,11 @@ class JengaHandle:
 
     def _patched_layer(self, index: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(forward)
-        def patched(
-            hidden_states: Tensor, *args: Any, jenga_involvement: Involvement | None = None, **kwargs: Any
-        ) -> Tensor:
-            if jenga_involvement is None:
+        def patched(hidden_states: Tensor, *args: Any, jenga_route: Route | None = None, **kwargs: Any) -> Tensor:
+            if jenga_route is None:
                 return forward(hidden_states, *args, **kwargs)
             assert not args, "transformers passes layer arguments by name"
-            return jenga_involvement.through_layer(index, hidden_states, kwargs)
+            return jenga_route.through_layer(index, hidden_states, kwargs)
 
         return patched
 
@@ -118,45 +122,57 @@ class JengaHandle:
         patched._jenga_handle = self  # type: ignore[attr-defined]
         return patched
 
-    def _training_forward(self, given: dict[str, Any]) -> CausalLMOutputWithPast:
-        labels_BT: Tensor = given.pop("labels")
-        num_labels_in_step = given.pop("num_items_in_batch", None)
-        given.pop("logits_to_keep", None)
-        given.pop("return_dict", None)
-        if given.get("past_key_values") is not None or given.get("use_cache"):
-            raise ConfigError("training with Jenga takes no key-value cache; pass use_cache=False")
-        if self.config.selection.below_entry == "forward_only" and self.parts.decoder.gradient_checkpointing:
-            raise ConfigError(
-                "below_entry='forward_only' keeps no activations below the entry layer to recompute; "
-                "turn gradient checkpointing off",
-                param="jenga.selection.below_entry",
-            )
+    def run(self, given: Mapping[str, Any], selection: SelectionConfig) -> tuple[Tensor, Involvement]:
+        """The decoder's output under a selection: the hidden rows that meet `involvement.loss_targets()`.
+
+        `given` are the model's own arguments, labels included. Works in train and in eval mode, with and without
+        gradient.
+        """
+        arguments = {name: value for name, value in given.items() if name not in _NOT_FOR_THE_DECODER}
         mask = given.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ConfigError(
                 f"attention_mask must be 2-D (batch x tokens), got {mask.dim()}-D", param="attention_mask"
             )
-
-        targets_BT = labels_BT.roll(-1, dims=1)
+        if given.get("past_key_values") is not None or given.get("use_cache"):
+            raise ConfigError("training with Jenga takes no key-value cache; pass use_cache=False")
+        if selection.by == "threshold" and self.thresholds is None:
+            raise ConfigError(
+                "selection.by is 'threshold', but no thresholds are set; compute them with "
+                "jenga_core.finetuning.thresholds.calibrate, or load them into handle.thresholds",
+                param="jenga.selection.by",
+            )
+        targets_BT = given["labels"].roll(-1, dims=1)
         targets_BT[:, -1] = IGNORE
         involvement = Involvement(
-            self.config.selection,
+            selection,
             self.parts,
             self._layer_forwards,
             entry_layer=self.entry_layer,
+            thresholds=self.thresholds,
             targets_BT=targets_BT,
             attention_mask=mask,
             position_ids=given.get("position_ids"),
         )
-        hidden = self.parts.decoder(**given, use_cache=False, jenga_involvement=involvement).last_hidden_state
+        output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route_of(involvement))
+        return output.last_hidden_state, involvement
 
+    def _training_forward(self, given: dict[str, Any]) -> CausalLMOutputWithPast:
+        selection = self.config.selection
+        if selection.has_exact_pass and self.parts.decoder.gradient_checkpointing:
+            raise ConfigError(
+                "forward-only tokens already save nothing, and their layers run twice; "
+                "turn gradient checkpointing off, or use below_entry='involved' and unselected='eliminated'",
+                param="jenga.selection",
+            )
+        hidden, involvement = self.run(given, selection)
         kept_targets = involvement.loss_targets()
         loss = segmented_cross_entropy(
             hidden, self.parts.head.weight, kept_targets, segment_tokens=self.config.loss.segment_tokens
         )
         loss = loss / (kept_targets != IGNORE).sum().clamp(min=1)
-        if num_labels_in_step is not None:
-            loss = loss * ((targets_BT != IGNORE).sum() / num_labels_in_step)
+        if given.get("num_items_in_batch") is not None:
+            loss = loss * ((involvement.targets_BT != IGNORE).sum() / given["num_items_in_batch"])
         self._last = self._report_on(involvement)
         return CausalLMOutputWithPast(loss=loss)
 
@@ -185,7 +201,5 @@ def _check(parts: Parts, config: JengaConfig) -> None:
             f"so give 0 to {num_layers - 1}",
             param="jenga.selection.entry_layer",
         )
-    if selection.below_entry == "forward_only" and parts.causal_lm.config._attn_implementation == "flash_attention_2":
-        raise ConfigError(
-            "below_entry='forward_only' needs attn_implementation 'sdpa' or 'eager'", param="jenga.selection"
-        )
+    if selection.has_exact_pass and parts.causal_lm.config._attn_implementation == "flash_attention_2":
+        raise ConfigError("forward-only tokens need attn_implementation 'sdpa' or 'eager'", param="jenga.selection")

@@ -1,32 +1,38 @@
-"""One row per architecture: the little that the method must know about a model's decoder layer.
+"""One row per architecture: the little that the method must know about a model. Torch-free, so the service reads it too.
 
-The rest is asked of the model itself (`get_decoder`, `get_output_embeddings`), and queries and keys are caught where
-the model hands them to its attention function, so rotary variants, QK norms and grouped heads need no row here.
+The rest is asked of the model itself. Queries and keys are caught where a layer hands them to its attention function,
+and rows go through the layer as it is, so rotary variants, QK norms, grouped heads, sliding windows, soft-capped
+attention, fused projections, and norms before, after or around attention and MLP need no row here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from jenga_core.errors import UnsupportedModelError
+from jenga_core.config import RopeConfig
+from jenga_core.errors import ConfigError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names inside a decoder layer. Its computation must be x + attention(norm(x)), then the MLP alike."""
+    """What differs between decoders."""
 
     layers: str = "layers"
-    """The decoder's list of layers."""
+    """The decoder's list of layers. A layer maps the residual stream to the residual stream, token by token but for
+    attention."""
 
     attention: str = "self_attn"
     """The layer's attention module."""
 
-    attention_norm: str = "input_layernorm"
-    """The norm before attention."""
+    adapter_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """The linear layers of attention, which get an adapter unless `lora.target_modules` says otherwise."""
+
+    rope_types: tuple[str, ...] = ("linear", "dynamic", "yarn")
+    """The `rope.type`s that stretch its context; none where positions are learned, or where transformers refuses."""
+
+    separates_documents: bool = True
+    """Its attention mask keeps documents apart that `position_ids` say are packed into one sequence."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -34,56 +40,35 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "mistral": Architecture(),
     "qwen2": Architecture(),
     "qwen3": Architecture(),
+    "gemma2": Architecture(),
+    "gemma3_text": Architecture(),
+    "phi3": Architecture(adapter_targets=("qkv_proj", "o_proj"), rope_types=()),
+    "opt": Architecture(
+        adapter_targets=("q_proj", "k_proj", "v_proj", "out_proj"), rope_types=(), separates_documents=False
+    ),
 }
 """By transformers' `config.model_type`."""
 
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
-"""transformers attention functions whose masks the method can take rows and columns of."""
+_HINTS = {"gemma3": " (of Gemma 3 the text models are, whose model type is 'gemma3_text'; those that see images are not)"}
 
 
 def architecture_of(model_type: str) -> Architecture:
     """The row of a model type. Raises UnsupportedModelError, which lists the supported ones."""
     if model_type not in ARCHITECTURES:
         raise UnsupportedModelError(
-            f"model type {model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}", param="model"
+            f"model type {model_type!r} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            + _HINTS.get(model_type, ""),
+            param="model",
         )
     return ARCHITECTURES[model_type]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The modules of one model that the method touches."""
-
-    causal_lm: Any
-    """The `...ForCausalLM` inside whatever wraps it."""
-
-    decoder: Any
-    layers: tuple[nn.Module, ...]
-    head: nn.Linear
-    architecture: Architecture
-
-
-def parts_of(model: nn.Module) -> Parts:
-    """Find them in a transformers causal language model, bare or inside a PeftModel. Raises UnsupportedModelError."""
-    causal_lm: Any = model
-    if hasattr(model, "get_base_model"):
-        causal_lm = model.get_base_model()  # type: ignore[operator]  # a PeftModel
-    if not hasattr(causal_lm, "get_decoder") or not hasattr(causal_lm, "config"):
-        raise UnsupportedModelError(
-            f"expected a transformers causal language model or a PeftModel around one, got {type(model).__name__}"
+def check_rope(model_type: str, rope: RopeConfig | None) -> None:
+    """Raise ConfigError if the architecture's positions cannot be stretched in this way."""
+    types = architecture_of(model_type).rope_types
+    if rope is not None and rope.type not in types:
+        raise ConfigError(
+            f"rope.type {rope.type!r} cannot stretch the positions of a model of type {model_type!r}; "
+            + (f"it takes {', '.join(types)}" if types else "nothing can: leave jenga.rope out"),
+            param="jenga.rope",
         )
-    architecture = architecture_of(causal_lm.config.model_type)
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
-        raise UnsupportedModelError(
-            f"the language-model head must be a plain nn.Linear without bias, got {type(head).__name__}; "
-            "leave it out of the adapter's target modules"
-        )
-    implementation = causal_lm.config._attn_implementation
-    if implementation not in ATTENTION_IMPLEMENTATIONS:
-        raise UnsupportedModelError(
-            f"attention implementation {implementation!r} is not supported; load the model with "
-            f"attn_implementation set to one of {', '.join(ATTENTION_IMPLEMENTATIONS)}"
-        )
-    decoder = causal_lm.get_decoder()
-    return Parts(causal_lm, decoder, tuple(getattr(decoder, architecture.layers)), head, architecture)

@@ -1,8 +1,12 @@
 """The queries and keys of a layer, exactly as its attention would use them, for any architecture.
 
-transformers lets a model's attention function be chosen by name. We register one that attends to nothing and notes the
-queries and keys it was given: after projection, adapters, norms and RoPE, by construction. For one call, the attention
-module of this instance is told to use it.
+transformers lets a model's attention function be chosen by name. We register one that attends to nothing: it stops the
+layer and hands back the queries and keys it was given, which by construction are those after the norm (if there is one
+before attention), projection, adapters, QK norms and RoPE. For one call, the attention module of this instance is told
+to use it.
+
+A model that soft-caps attention scores (Gemma 2) does so after q . k x scale; we score by the uncapped product, which
+orders any two pairs alike.
 
 Shapes   B batch, H query heads, K key/value heads, T tokens, D head size, E hidden size
 """
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +23,7 @@ from transformers import AttentionInterface
 
 from jenga_core.patching.architectures import Architecture
 
-_NAME = "jenga_note_queries_and_keys"
+_NAME = "jenga_take_queries_and_keys"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class QueriesAndKeys:
     q_BHTD: Tensor
     k_BKTD: Tensor
     scale: float
+    window_tokens: int | None
+    """A token sees itself and the window_tokens - 1 before it; None: all before it."""
 
 
 def queries_and_keys(
@@ -36,16 +42,25 @@ def queries_and_keys(
 ) -> QueriesAndKeys:
     """Those of `layer` for the residual stream x, without gradient."""
     attention = getattr(layer, architecture.attention)
-    noted: list[QueriesAndKeys] = []
     arguments = {**layer_arguments, "attention_mask": None, "past_key_values": None, "use_cache": False}
     config = attention.config
     attention.config = _WithAttention(config)
     try:
         with torch.no_grad():
-            attention(hidden_states=getattr(layer, architecture.attention_norm)(x_BTE), jenga_noted=noted, **arguments)
+            layer.forward(x_BTE, **arguments)
+    except _Taken as taken:
+        return taken.queries_and_keys
     finally:
         attention.config = config
-    return noted[0]
+    raise AssertionError(f"{type(layer).__name__} did not call its attention function")
+
+
+class _Taken(Exception):
+    """Ends the layer's forward where there is nothing more to learn from it."""
+
+    def __init__(self, queries_and_keys: QueriesAndKeys) -> None:
+        super().__init__()
+        self.queries_and_keys = queries_and_keys
 
 
 class _WithAttention:
@@ -60,7 +75,7 @@ class _WithAttention:
         return getattr(self._config, name)
 
 
-def _note(
+def _take(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -68,12 +83,11 @@ def _note(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    jenga_noted: list[QueriesAndKeys],
+    sliding_window: int | None = None,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> Never:
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    jenga_noted.append(QueriesAndKeys(query, key, scale))
-    return torch.zeros_like(query.transpose(1, 2)), None
+    raise _Taken(QueriesAndKeys(query, key, scale, sliding_window))
 
 
-AttentionInterface.register(_NAME, _note)
+AttentionInterface.register(_NAME, _take)
