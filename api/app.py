@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from api import errors
 from api.middleware import Envelope, Gate
-from api.routes import files, fine_tuning, health, models, progress, web
+from api.routes import files, fine_tuning, health, models, predictors, progress, web
 from jenga_core.errors import ConfigError
 from jenga_core.service.db.session import Database
 from jenga_core.service.files.store import FileStore
@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Gate, settings=settings, database=app.state.database)
     app.add_middleware(Envelope)  # added last, so it is outermost
     errors.install(app)
-    for routes in (files, fine_tuning, progress, models):
+    for routes in (files, fine_tuning, progress, models, predictors):
         app.include_router(routes.router, prefix="/v1")
     app.include_router(health.router)
     app.include_router(web.router)

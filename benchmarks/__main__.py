@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = {"quality": "benchmarks.quality"}
+NAMES = {"kernels": "benchmarks.kernels", "quality": "benchmarks.quality"}
 
 
 def main() -> int:

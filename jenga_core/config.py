@@ -47,10 +47,11 @@ class SelectionConfig(_Part):
     keep_fraction: float = Field(default=0.4, gt=0, le=1)
     """Share of each document's blocks that stay involved: n = ceil(keep_fraction x N), at least 2."""
 
-    score: Literal["auto", "exact", "random", "recent"] = "auto"
-    """Where block scores come from. `exact`: the attention scores of the entry layer. `auto`: predictors where an
-    artifact for this model exists, else exact. `random` and `recent` are controls: they show what informed scores are
-    worth."""
+    score: Literal["auto", "exact", "predicted", "random", "recent"] = "auto"
+    """Where block scores come from. `exact`: the attention scores of the layer that selects. `predicted`: predictors of
+    them, which a job trains first unless there are some for this model and these settings. `auto`: predictors where
+    there are some, else exact; a job on a GPU trains them. `random` and `recent` are controls: they show what informed
+    scores are worth."""
 
     column: Literal["mean", "sum"] = "mean"
     """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
@@ -107,8 +108,9 @@ class LoraConfig(_Part):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
 
-    target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
-    """Names of the linear layers that get an adapter."""
+    target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Names of the linear layers that get an adapter. None means those of attention: q_proj, k_proj, v_proj and o_proj,
+    or what the architecture has in their place."""
 
 
 class RopeConfig(_Part):
@@ -138,6 +140,35 @@ class CalibrationConfig(_Part):
 
     eta: float = Field(default=10.0, gt=0)
     """Step size, in initial thresholds per unit of accuracy slope."""
+
+
+class PredictorConfig(_Part):
+    """Predictors of block scores (paper, technique 2), trained on the frozen model before the adapter is."""
+
+    hidden: int = Field(default=128, ge=8, le=4096)
+    """Neurons after the first and after the second of a network's three matrices; training takes out dead ones."""
+
+    rank: int = Field(default=32, ge=1, le=1024)
+    """Length of the vectors whose product is a block pair's score."""
+
+    steps: int = Field(default=300, ge=1, le=100_000)
+    """Optimizer steps."""
+
+    samples_per_step: int = Field(default=4, ge=1, le=64)
+    """Sequences in a step."""
+
+    tokens: int = Field(default=524_288, ge=1024)
+    """Tokens of the training file that predictors learn from, an eighth of them held out to measure recall; fewer where
+    the file has fewer. Their residual streams are kept in the host's memory meanwhile."""
+
+    learning_rate: float = Field(default=2e-3, gt=0, le=1)
+    """Peak, of AdamW."""
+
+    weight_decay: float = Field(default=0.1, ge=0, le=10)
+    """Of AdamW."""
+
+    min_recall: float = Field(default=0.9, ge=0, le=1)
+    """With `selection.score` = `auto`, a job uses exact scores when the predictor of some layer recalls less."""
 
 
 class LossConfig(_Part):
@@ -185,6 +216,9 @@ class JengaConfig(_Part):
 
     calibration: CalibrationConfig = CalibrationConfig()
     """How thresholds are found."""
+
+    predictor: PredictorConfig = PredictorConfig()
+    """How predictors of block scores are trained, if they are."""
 
     loss: LossConfig = LossConfig()
     """How the loss is computed."""

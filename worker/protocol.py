@@ -45,6 +45,10 @@ class TrainerSpec(_Frozen):
     attempt: int
     model_name: str
     model_folder: Path
+    fingerprint: str
+    """Of the base model."""
+    predictors_folder: Path
+    """Holds the team's predictors for this base model, a folder for each kind of settings."""
     training_path: Path
     validation_path: Path | None
     config: JengaConfig
@@ -118,6 +122,20 @@ class SelectionMessage(_Frozen):
     """[{"first_layer": 15, "last_layer": 29, "blocks": [0, 3, ...]}]; layers in no span keep all."""
 
 
+class PredictorMessage(_Frozen):
+    """There are predictors for the job's model and settings, complete on disk; sent once."""
+
+    kind: Literal["predictor"] = "predictor"
+    folder: str
+    """Name under `TrainerSpec.predictors_folder`."""
+    reused: bool
+    """An earlier job made them."""
+    settings: dict[str, Any]
+    """What they depend on beside the base model."""
+    report: dict[str, Any]
+    """parameters, parameter_fraction of the base model, and by layer: recall, precision and more."""
+
+
 class CheckpointMessage(_Frozen):
     """A checkpoint is complete on disk."""
 
@@ -152,6 +170,7 @@ Message = Annotated[
     | StepMessage
     | MemoryMessage
     | SelectionMessage
+    | PredictorMessage
     | CheckpointMessage
     | ResultMessage
     | ErrorMessage,

@@ -19,6 +19,7 @@ from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import Job, JobCheckpoint, JobMemory, JobMetric, JobSelection
 from jenga_core.service.ids import new_id
 from jenga_core.service.jobs import events, lifecycle
+from jenga_core.service.models import predictors
 from worker.protocol import (
     CheckpointMessage,
     ErrorMessage,
@@ -26,6 +27,7 @@ from worker.protocol import (
     MemoryMessage,
     Message,
     PlanMessage,
+    PredictorMessage,
     ResultMessage,
     SelectionMessage,
     StageMessage,
@@ -85,6 +87,9 @@ class Relay:
                         created_at=database_now(),
                     )
                 )
+            case PredictorMessage(folder=folder, reused=reused, settings=settings, report=report):
+                job = session.get_one(Job, self._job_id)
+                predictors.record(session, job, folder, made=not reused, settings=settings, report=storable(report))
             case CheckpointMessage():
                 self._checkpoint(session, message)
             case EventMessage():

@@ -27,7 +27,7 @@ from jenga_core.service.files.store import FileStore
 from jenga_core.service.jobs import events, lifecycle
 from jenga_core.service.jobs.lifecycle import LeaseLost
 from jenga_core.service.jobs.state import JobState
-from jenga_core.service.models import registry
+from jenga_core.service.models import predictors, registry
 from jenga_core.service.settings import Settings
 from worker import gpus, host_memory, settlement
 from worker.child import Child
@@ -162,6 +162,8 @@ class Supervisor:
             attempt=job.attempt,
             model_name=job.model,
             model_folder=registry.folder_of(self.settings, entry),
+            fingerprint=entry.fingerprint,
+            predictors_folder=predictors.folder_of(self.settings, job.team_id, entry.fingerprint),
             training_path=store.path(job.training_file),
             validation_path=store.path(job.validation_file) if job.validation_file else None,
             config=JengaConfig.parse(job.config),

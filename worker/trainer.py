@@ -33,18 +33,19 @@ from worker.protocol import (
     StageMessage,
     TrainerSpec,
 )
-from worker.stages import calibrate, evaluate, finetune, prepare, publish, validate
+from worker.stages import calibrate, evaluate, finetune, prepare, publish, train_predictors, validate
 from worker.training_job import Reporter, Stopped, TrainingJob
 
 STAGES: Mapping[JobStage, Callable[[TrainingJob], None]] = {
     JobStage.VALIDATE: validate.run,
     JobStage.PREPARE: prepare.run,
     JobStage.CALIBRATE: calibrate.run,
+    JobStage.TRAIN_PREDICTORS: train_predictors.run,
     JobStage.FINETUNE: finetune.run,
     JobStage.EVALUATE: evaluate.run,
     JobStage.PUBLISH: publish.run,
 }
-"""JobStage.TRAIN_PREDICTORS has no work yet: scores are exact."""
+"""All of JobStage, in its order."""
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ from jenga_core.finetuning.evaluation import HeldOut
 from jenga_core.finetuning.trainer import Finished, Plan
 from jenga_core.patching.apply import JengaHandle
 from jenga_core.patching.report import JengaReport
+from jenga_core.prediction.store import Stored
 from worker.protocol import CheckpointMessage, EventMessage, Message, SelectionMessage, StepMessage, TrainerSpec
 
 
@@ -68,6 +69,7 @@ class TrainingJob:
     handle: JengaHandle | None = None
     dense: DenseReference | None = None
     held_out_before: HeldOut | None = None
+    predictors: Stored | None = None
     finished: Finished | None = None
     held_out_after: HeldOut | None = None
 

@@ -12,7 +12,7 @@ Shapes   B batch, T tokens, N blocks of the sequence that has most
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ class Blocks:
     document_of_block_BN: Tensor
     """int64, counted from 0 in each sequence; -1 where a sequence has fewer than N blocks."""
 
+    block_tokens: int
+    """b."""
+
+    length_B: Tensor
+    """int64, real tokens of each sequence."""
+
+    is_plain: bool
+    """One document per sequence, padded on the right if at all: token t lies in block t // b."""
+
     @property
     def num_blocks(self) -> int:
         """N."""
@@ -41,11 +50,22 @@ class Blocks:
         """B x N int64: tokens of the block; 0 where a sequence has fewer than N blocks."""
         return self._count(torch.ones_like(self.block_of_token_BT, dtype=torch.bool))
 
-    def seen(self) -> Tensor:
-        """B x N x N bool: whether query block m sees key block n, that is m >= n in one document."""
+    def seen(self, reach_blocks: int | None = None) -> Tensor:
+        """B x N x N bool: whether query block m sees key block n: m >= n in one document, at most `reach_blocks`
+        apart."""
         document_BN = self.document_of_block_BN
         same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-        return (same_BNN & (document_BN >= 0)[:, :, None]).tril()
+        seen_BNN = (same_BNN & (document_BN >= 0)[:, :, None]).tril()
+        return seen_BNN if reach_blocks is None else seen_BNN.triu(-reach_blocks)
+
+    def to(self, device: torch.device) -> Blocks:
+        """The same on a device."""
+        return replace(
+            self,
+            block_of_token_BT=self.block_of_token_BT.to(device),
+            document_of_block_BN=self.document_of_block_BN.to(device),
+            length_B=self.length_B.to(device),
+        )
 
     def _count(self, of_token_BT: Tensor) -> Tensor:
         counts_BN = torch.zeros_like(self.document_of_block_BN)
@@ -83,7 +103,10 @@ def split_into_blocks(
     block_BT = torch.where(real_BT, starts_block_BT.cumsum(1) - 1, -1)
     document_BT = torch.where(real_BT, first_BT.cumsum(1) - 1, -1)
 
-    num_blocks = max(int(block_BT.max()) + 1, 1)
+    length_B = real_BT.sum(dim=1)
+    plain_BT = torch.where(token_T < length_B[:, None], token_T // block_tokens, -1)
+    last_block, is_plain = torch.stack([block_BT.max(), (block_BT == plain_BT).all()]).tolist()  # one wait for a GPU
+    num_blocks = max(last_block + 1, 1)
     document_BN = document_BT.new_full((batch, num_blocks), -1)
     document_BN.scatter_reduce_(1, block_BT.clamp(min=0), document_BT, "amax")
-    return Blocks(block_BT, document_BN)
+    return Blocks(block_BT, document_BN, block_tokens, length_B, bool(is_plain))

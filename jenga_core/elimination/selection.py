@@ -75,12 +75,12 @@ def select(
 
 
 def _at_least(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, threshold: float) -> Tensor:
-    is_first_BN, is_last_label_BN = _indispensable(blocks.document_of_block_BN, has_label_BN)
+    is_first_BN, is_last_label_BN = indispensable(blocks.document_of_block_BN, has_label_BN)
     kept_BN = (scores_BN >= threshold) | is_first_BN | is_last_label_BN
     return kept_BN & (blocks.document_of_block_BN >= 0)
 
 
-def _indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:
+def indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:
     """The first block of each document, and its last block with a label; B x N bool each."""
     block_N = torch.arange(document_BN.shape[1], device=document_BN.device)
     same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
@@ -95,7 +95,7 @@ def _best(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, keep_fraction
     B, N = document_BN.shape
     block_N = torch.arange(N, device=document_BN.device)
     same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-    is_first_BN, is_last_label_BN = _indispensable(document_BN, has_label_BN)
+    is_first_BN, is_last_label_BN = indispensable(document_BN, has_label_BN)
     rank_BN = torch.where(is_first_BN, 3, torch.where(is_last_label_BN, 2, has_label_BN.long()))
 
     # Sort by document, then rank, then score: stable sorts, last key first.

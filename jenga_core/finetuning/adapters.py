@@ -11,15 +11,21 @@ from transformers import PreTrainedModel
 
 from jenga_core.config import LoraConfig
 from jenga_core.errors import ConfigError
+from jenga_core.patching.architectures import architecture_of
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """Put a fresh adapter on a frozen model. Raises ConfigError when no layer has a target's name.
+    """Put a fresh adapter on a frozen model.
+
+    Raises:
+        ConfigError: no layer has a target's name.
+        UnsupportedModelError: no targets are given, and the model's architecture is unknown.
 
     The adapter starts as the identity; torch's global generator draws its first matrix.
     """
+    targets = config.target_modules or architecture_of(model.config.model_type).adapter_targets
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    unknown = sorted(set(config.target_modules) - names)
+    unknown = sorted(set(targets) - names)
     if unknown:
         raise ConfigError(
             f"lora.target_modules {unknown} are not in this model; its linear layers are "
@@ -30,7 +36,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=list(config.target_modules),
+        target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, peft_config)

@@ -12,7 +12,7 @@ from torch import nn
 
 from jenga_core.finetuning.data import PadRight
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
-from jenga_core.patching.architectures import parts_of
+from jenga_core.patching.parts import parts_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,15 @@ def evaluate(
             batch = {name: tensor.to(device) for name, tensor in collate([sequences[index]]).items()}
             targets = batch.pop("labels")[:, 1:]
             hidden = parts.decoder(**batch, use_cache=False).last_hidden_state[:, :-1]
-            loss += float(segmented_cross_entropy(hidden, parts.head.weight, targets, segment_tokens=segment_tokens))
+            loss += float(
+                segmented_cross_entropy(
+                    hidden,
+                    parts.head.weight,
+                    targets,
+                    segment_tokens=segment_tokens,
+                    softcap=parts.logit_softcap,
+                )
+            )
             labels += int((targets != IGNORE).sum())
     model.train(was_training)
     return HeldOut(loss / max(labels, 1), labels, count)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
+from jenga_core.patching.architectures import architecture_of, check_rope
 
 
 def training_device() -> torch.device:
@@ -29,7 +30,7 @@ def load_model(folder: Path, config: JengaConfig, device: torch.device) -> PreTr
         folder,
         config=model_config,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation=_attention_for(model_config),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -46,15 +47,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _attention_for(model_config: Any) -> str:
+    """sdpa, but eager where attention scores are soft-capped (Gemma 2): sdpa would drop the cap without a word."""
+    return "eager" if getattr(model_config, "attn_logit_softcapping", None) is not None else "sdpa"
+
+
 def stretch_positions(model_config: Any, config: JengaConfig) -> None:
-    """Write the rope setting into the model's config, or refuse a context that the model cannot take."""
+    """Write the rope setting into the model's config, or refuse a context that the model cannot take.
+
+    Where sliding layers have rotary angles of their own (Gemma 3), those stay: inside of a window, distances are as
+    short as ever.
+    """
+    check_rope(model_config.model_type, config.rope)
     own = int(model_config.max_position_embeddings)
     wanted = config.context_length_tokens
     if config.rope is None:
         if wanted > own:
+            remedy = ""
+            if architecture_of(model_config.model_type).rope_types:
+                factor = max(2.0, -(-wanted // own))
+                remedy = f'set jenga.rope, for example {{"type": "yarn", "factor": {factor:.1f}}}, or '
             raise ConfigError(
-                f"context_length_tokens is {wanted}, but the model takes {own}; set jenga.rope, for example "
-                f'{{"type": "yarn", "factor": {max(2.0, -(-wanted // own)):.1f}}}, or ask for at most {own}',
+                f"context_length_tokens is {wanted}, but the model takes {own}; {remedy}ask for at most {own}",
                 param="jenga.context_length_tokens",
             )
         return
@@ -64,9 +78,17 @@ def stretch_positions(model_config: Any, config: JengaConfig) -> None:
             f"only to {int(own * config.rope.factor)}",
             param="jenga.rope.factor",
         )
-    rope = {**(model_config.rope_parameters or {}), "rope_type": config.rope.type, "factor": config.rope.factor}
+    by_layer_type = model_config.rope_parameters or {}
+    rope = by_layer_type.get("full_attention", by_layer_type)
+    if rope.get("rope_type", "default") != "default":
+        raise ConfigError(
+            f"the model's positions are stretched already, by {rope['rope_type']!r} to {own}; leave jenga.rope out",
+            param="jenga.rope",
+        )
+    rope = {**rope, "rope_type": config.rope.type, "factor": config.rope.factor}
     if config.rope.type == "yarn":
         rope["original_max_position_embeddings"] = own
-    model_config.rope_parameters = rope
+    nested = "full_attention" in by_layer_type
+    model_config.rope_parameters = {**by_layer_type, "full_attention": rope} if nested else rope
     if config.rope.type != "dynamic":  # dynamic NTK computes its base from the unstretched length
         model_config.max_position_embeddings = int(own * config.rope.factor)

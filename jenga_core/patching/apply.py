@@ -23,26 +23,41 @@ from jenga_core.config import JengaConfig, SelectionConfig
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
-from jenga_core.patching.architectures import Parts, parts_of
 from jenga_core.patching.involvement import Involvement
+from jenga_core.patching.parts import Parts, parts_of
 from jenga_core.patching.report import JengaReport, Span
 from jenga_core.patching.routes import Route, route_of
+from jenga_core.prediction.predictor import Predictors
 
 _NOT_FOR_THE_DECODER = frozenset({"labels", "num_items_in_batch", "logits_to_keep", "return_dict", "use_cache"})
 
 
-def apply_jenga(model: nn.Module, config: JengaConfig) -> JengaHandle:
+def apply_jenga(model: nn.Module, config: JengaConfig, predictors: Predictors | None = None) -> JengaHandle:
     """Patch this model instance and return the handle that reports on the method and removes it.
 
     Args:
         model: a transformers causal language model of a supported type, bare or inside a PeftModel.
         config: what to do; `JengaConfig.preset("jenga", keep_fraction=0.4)`.
+        predictors: for selection.score = 'predicted' or 'auto'; more in `JengaHandle.use_predictors`.
 
     Raises:
         UnsupportedModelError: the architecture or the attention implementation is not supported.
         ConfigError: the setting does not fit the model, or the model is patched already.
     """
-    return JengaHandle(parts_of(model), config)
+    if config.enabled and config.selection.score == "predicted" and predictors is None:
+        raise ConfigError(
+            "selection.score is 'predicted', but no predictors are given; train them with jenga_core.finetuning."
+            "predictors.train_predictors, or load them with jenga_core.prediction.store.load, or use score='auto'",
+            param="jenga.selection.score",
+        )
+    handle = JengaHandle(parts_of(model), config)
+    if predictors is not None:
+        try:
+            handle.use_predictors(predictors)
+        except ConfigError:
+            handle.undo()
+            raise
+    return handle
 
 
 class JengaHandle:
@@ -54,6 +69,8 @@ class JengaHandle:
         self.parts = parts
         self.thresholds: Thresholds | None = None
         """Layer-specific thresholds, for selection.by = 'threshold'."""
+        self.predictors: Predictors | None = None
+        """Of block scores; set by `use_predictors`."""
         self._enabled = config.enabled
         self._last: JengaReport | None = None
         self._causal_lm_forward: Callable[..., Any] = parts.causal_lm.forward
@@ -77,8 +94,42 @@ class JengaHandle:
 
     @property
     def score(self) -> str:
-        """Where block scores come from, with `auto` resolved: no predictor exists, so exact."""
-        return "exact" if self.config.selection.score == "auto" else self.config.selection.score
+        """Where block scores come from, with `auto` resolved: from predictors if there are some, else exact."""
+        asked = self.config.selection.score
+        if asked == "auto":
+            return "exact" if self.predictors is None else "predicted"
+        return asked
+
+    @property
+    def selecting_layers(self) -> tuple[int, ...]:
+        """Layers that choose blocks: the entry layer, or all from there on."""
+        if self.config.selection.scope == "carried":
+            return (self.entry_layer,)
+        return tuple(range(self.entry_layer, len(self.parts.layers)))
+
+    def use_predictors(self, predictors: Predictors) -> None:
+        """Score blocks with these from now on, if the config's score is `predicted` or `auto`.
+
+        They move to the model's device. They are no part of the model: its parameters and its state stay as they are.
+
+        Raises:
+            ConfigError: a layer that selects has none, or they are for another hidden size.
+        """
+        missing = [layer for layer in self.selecting_layers if layer not in predictors.layers]
+        if missing:
+            raise ConfigError(
+                f"the predictors are for layers {list(predictors.layers)}, but layers {missing} select, too; train "
+                "predictors under this config",
+                param="jenga.selection",
+            )
+        hidden_size = self.parts.causal_lm.config.hidden_size
+        for layer in self.selecting_layers:
+            if predictors[layer].hidden_size != hidden_size:
+                raise ConfigError(
+                    f"the predictor of layer {layer} is for hidden size {predictors[layer].hidden_size}, the model has "
+                    f"{hidden_size}; load those of this model"
+                )
+        self.predictors = predictors.to(next(self.parts.causal_lm.parameters()).device)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -150,6 +201,7 @@ class JengaHandle:
             self._layer_forwards,
             entry_layer=self.entry_layer,
             thresholds=self.thresholds,
+            predictors=self.predictors if self.score == "predicted" else None,
             targets_BT=targets_BT,
             attention_mask=mask,
             position_ids=given.get("position_ids"),
@@ -168,7 +220,11 @@ class JengaHandle:
         hidden, involvement = self.run(given, selection)
         kept_targets = involvement.loss_targets()
         loss = segmented_cross_entropy(
-            hidden, self.parts.head.weight, kept_targets, segment_tokens=self.config.loss.segment_tokens
+            hidden,
+            self.parts.head.weight,
+            kept_targets,
+            segment_tokens=self.config.loss.segment_tokens,
+            softcap=self.parts.logit_softcap,
         )
         loss = loss / (kept_targets != IGNORE).sum().clamp(min=1)
         if given.get("num_items_in_batch") is not None:
@@ -195,6 +251,13 @@ def _check(parts: Parts, config: JengaConfig) -> None:
     if hasattr(parts.causal_lm.forward, "_jenga_handle"):
         raise ConfigError("the model is patched already; call undo() on its handle first")
     selection, num_layers = config.selection, len(parts.layers)
+    norms_the_sum = not getattr(parts.causal_lm.config, "do_layer_norm_before", True)
+    if norms_the_sum and selection.scope == "per_layer" and selection.unselected == "forward_only":
+        raise ConfigError(
+            "a model that norms the residual stream itself (do_layer_norm_before=False) has no residual path for the "
+            "gradient of forward-only tokens that come back; use scope='carried', or unselected='eliminated'",
+            param="jenga.selection",
+        )
     if selection.entry_layer is not None and selection.entry_layer >= num_layers:
         raise ConfigError(
             f"entry_layer {selection.entry_layer} is past the model's last layer; it has {num_layers} layers, "

@@ -1,4 +1,4 @@
-"""One row per architecture: the little that the method must know about a model. Torch-free, so the service reads it too.
+"""One row per architecture: the little that the method must know about a model. Torch-free: the service reads it too.
 
 The rest is asked of the model itself. Queries and keys are caught where a layer hands them to its attention function,
 and rows go through the layer as it is, so rotary variants, QK norms, grouped heads, sliding windows, soft-capped
@@ -49,7 +49,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 }
 """By transformers' `config.model_type`."""
 
-_HINTS = {"gemma3": " (of Gemma 3 the text models are, whose model type is 'gemma3_text'; those that see images are not)"}
+_HINTS = {"gemma3": "; a Gemma 3 that sees images is not, one of text alone (model type 'gemma3_text') is"}
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -19,10 +19,12 @@ from jenga_core.elimination.blocks import split_into_blocks
 from jenga_core.elimination.informativeness import informativeness
 from jenga_core.elimination.selection import Selection, select
 from jenga_core.elimination.thresholds import Thresholds
+from jenga_core.errors import ConfigError
 from jenga_core.layers.rows import put_rows, take_rows
 from jenga_core.loss.segmented_cross_entropy import IGNORE
-from jenga_core.patching.architectures import Parts
+from jenga_core.patching.parts import Parts
 from jenga_core.patching.queries_and_keys import queries_and_keys
+from jenga_core.prediction.predictor import Predictors
 
 LayerForward = Callable[..., Tensor]
 
@@ -38,6 +40,7 @@ class Involvement:
         *,
         entry_layer: int,
         thresholds: Thresholds | None,
+        predictors: Predictors | None,
         targets_BT: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
@@ -48,6 +51,7 @@ class Involvement:
         self.num_layers = len(parts.layers)
         self.entry_layer = entry_layer
         self.thresholds = thresholds
+        self.predictors = predictors
         self.targets_BT = targets_BT
         self.blocks = split_into_blocks(
             *targets_BT.shape,
@@ -56,6 +60,12 @@ class Involvement:
             position_ids=position_ids,
             device=targets_BT.device,
         )
+        if not parts.architecture.separates_documents and bool((self.blocks.document_of_block_BN > 0).any()):
+            raise ConfigError(
+                f"position_ids start anew within a sequence, but {type(parts.causal_lm).__name__} would let the packed "
+                "documents attend to each other; give each a sequence of its own",
+                param="position_ids",
+            )
         self.selections: dict[int, Selection] = {}
         """By the layer that chose."""
         self.scores: dict[int, Tensor] = {}
@@ -85,8 +95,17 @@ class Involvement:
             return torch.rand(shape).to(x_BTE.device)  # CPU generator: a resumed run draws the same sets
         if self.config.score == "recent":
             return torch.arange(shape[1], device=x_BTE.device, dtype=torch.float32).expand(shape)
+        if self.predictors is not None:
+            return self.predictors[layer].scores(x_BTE, self.blocks, column=self.config.column)
         asked = queries_and_keys(self.parts.layers[layer], self.parts.architecture, x_BTE, arguments)
-        return informativeness(asked.q_BHTD, asked.k_BKTD, self.blocks, scale=asked.scale, column=self.config.column)
+        return informativeness(
+            asked.q_BHTD,
+            asked.k_BKTD,
+            self.blocks,
+            scale=asked.scale,
+            column=self.config.column,
+            window_tokens=asked.window_tokens,
+        )
 
     def loss_targets(self) -> Tensor:
         """What each row that comes out of the last layer should predict, -100 where no loss is taken: B x T or B x

@@ -20,7 +20,7 @@ class JengaReport:
 
     enabled: bool
     score: str
-    """Where block scores came from: `exact`, `random`, `recent`."""
+    """Where block scores came from: `exact`, `predicted`, `random`, `recent`."""
 
     entry_layer: int
     kept_fraction: tuple[float, ...]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from jenga_core.elimination.selection import Selection
+from jenga_core.errors import ConfigError
 from jenga_core.layers.attention import KeysAndValues, mask_among_involved, mask_over_all_keys
 from jenga_core.layers.rows import put_rows, take_rows
 from jenga_core.patching.involvement import Involvement
@@ -146,7 +147,13 @@ def _against_all_keys(
 
 
 def _for_rows(arguments: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """A layer's keyword arguments for the involved rows: their positions, rotary angles and mask."""
+    """A layer's keyword arguments for the involved rows: their positions, rotary angles and mask.
+
+    Raises ConfigError for a tensor of any other name: unchanged, it would still describe all tokens.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and name not in (*_BY_TOKEN, "attention_mask"):
+            raise ConfigError(f"layers are given {name!r}, whose rows Jenga does not know; leave it out", param=name)
     index_BG = selection.token_index_BG
     changed = dict(arguments)
     changed["attention_mask"] = mask_among_involved(arguments.get("attention_mask"), selection)

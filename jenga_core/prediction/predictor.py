@@ -6,15 +6,19 @@ and lets the blocks, T / b of them, ask each other:
     f(x)    = W3 relu(W2 relu(W1 x / rms(x)))                three low-rank matrices, one such network for Q, one for K
     I(Q)_m  = mean over the tokens i of block m of f_Q(x_i)                        in R^r
     I(K)_n  = mean over the tokens j of block n of f_K(x_j)                        in R^r
-    I_mn    = s I(Q)_m . I(K)_n              m >= n, both in the same document     predicts I(B_mn)
+    I_mn    = s (I(Q)_m . I(K)_n + a_mn)     m >= n, both in the same document     predicts I(B_mn)
     I_n     = the columns of I_mn, pooled as those of exact scores are             predicts I(B_n)
 
-The paper's x is the token's embedding. Ours is the residual stream as it enters the layer: it is what the layer's own
-queries and keys are made from, so a layer in the middle, which the carried selection enters at, can be predicted well.
-Its outlier channels reach 10^4, hence the division by the root mean square. s, a constant, is the mean exact score:
-predictions have the unit of exact scores.
+Where we differ from the paper:
 
-Shapes   B batch, T tokens, N blocks, E hidden size, r rank
+- Its x is the token's embedding. Ours is the residual stream as it enters the layer, which is what the layer's own
+  queries and keys are made from: a layer in the middle, where the carried selection enters, needs it. Outlier channels
+  of it reach 10^4, hence the division by the root mean square.
+- Exact scores are taken after RoPE and fall with distance; x knows of no distance. a_mn, one learnt number for each of
+  the distances m - n = 0, 1-2, 3-6, 7-14, ... does.
+- s, a constant, is the mean exact score: predictions have the unit of exact scores.
+
+Shapes   B batch, T tokens, N blocks, E hidden size, r rank, P real tokens of all sequences
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ from torch import Tensor, nn
 
 from jenga_core.elimination.blocks import Blocks
 from jenga_core.elimination.informativeness import pool_columns
+
+DISTANCES = 20
+"""Distances are told apart by their power of two, up to 2^20 blocks."""
 
 
 class TokenNetwork(nn.Module):
@@ -44,7 +51,7 @@ class TokenNetwork(nn.Module):
         return self.first.out_features, self.second.out_features
 
     def forward(self, x_PE: Tensor) -> Tensor:
-        """P x r for P tokens."""
+        """P x r."""
         return self.third(self.second(self.first(x_PE).relu()).relu())
 
 
@@ -53,31 +60,63 @@ class LayerPredictor(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, hidden_size: int, *, query: tuple[int, int], key: tuple[int, int], rank: int) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        query_hidden: tuple[int, int],
+        key_hidden: tuple[int, int],
+        rank: int,
+        reach_blocks: int | None = None,
+    ) -> None:
+        """
+        Args:
+            hidden_size: E.
+            reach_blocks: how many blocks back the layer's attention reaches; None: to the first.
+        """
         super().__init__()
-        self.query = TokenNetwork(hidden_size, query, rank)
-        self.key = TokenNetwork(hidden_size, key, rank)
+        self.query = TokenNetwork(hidden_size, query_hidden, rank)
+        self.key = TokenNetwork(hidden_size, key_hidden, rank)
+        self.by_distance = nn.Parameter(torch.zeros(DISTANCES))
         self.register_buffer("scale", torch.ones(()))
+        self.reach_blocks = reach_blocks
 
-    def block_scores(self, x_BTE: Tensor, blocks: Blocks) -> Tensor:
-        """I_mn: float32 B x N (query block) x N (key block), 0 where the key block is not seen. Differentiable in the
-        weights.
+    @property
+    def hidden_size(self) -> int:
+        """E."""
+        return self.query.first.in_features
+
+    def pair_scores(self, x_BTE: Tensor, blocks: Blocks) -> Tensor:
+        """I_mn: float32 B x N (query block) x N (key block), 0 where the key block is not seen.
 
         Args:
             x_BTE: the residual stream as it enters the layer, any float dtype; what lies on padding has no effect.
         """
-        is_real_BT = blocks.block_of_token_BT >= 0
-        x_PE = x_BTE[is_real_BT].float()
+        x_PE = x_BTE[blocks.block_of_token_BT >= 0].float()
         x_PE = x_PE * x_PE.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt()
         tokens_BN = blocks.token_counts()
         asks_BNR, answers_BNR = (_mean_of_blocks(network(x_PE), tokens_BN) for network in (self.query, self.key))
-        scores_BNN = self.scale * (asks_BNR @ answers_BNR.transpose(1, 2))
-        return scores_BNN.masked_fill(~blocks.seen(), 0)
+        scores_BNN = asks_BNR @ answers_BNR.transpose(1, 2) + self._by_distance(blocks)
+        return (self.scale * scores_BNN).masked_fill(~blocks.seen(self.reach_blocks), 0)
+
+    def pool(self, scores_BNN: Tensor, blocks: Blocks, column: Literal["mean", "sum"]) -> Tensor:
+        """Scores of block pairs, predicted or exact, to scores of key blocks."""
+        return pool_columns(scores_BNN, blocks.document_of_block_BN, column, self.reach_blocks)
 
     def scores(self, x_BTE: Tensor, blocks: Blocks, *, column: Literal["mean", "sum"]) -> Tensor:
         """I_n: float32 B x N, without gradient; takes the place of `informativeness`."""
         with torch.no_grad():
-            return pool_columns(self.block_scores(x_BTE, blocks), blocks.document_of_block_BN, column)
+            return self.pool(self.pair_scores(x_BTE, blocks), blocks, column)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _by_distance(self, blocks: Blocks) -> Tensor:
+        block_N = torch.arange(blocks.num_blocks, device=self.by_distance.device)
+        distance_NN = (block_N[:, None] - block_N).clamp(min=0)
+        return self.by_distance[(distance_NN + 1).float().log2().long()]
 
 
 class Predictors(nn.Module):
@@ -104,7 +143,7 @@ class Predictors(nn.Module):
 
 
 def _mean_of_blocks(values_PR: Tensor, tokens_BN: Tensor) -> Tensor:
-    """B x N x r. A block's tokens lie side by side, so this is a reduction over segments: no atomics, so it gives the
-    same bits every time, on a GPU as well."""
+    """B x N x r. A block's tokens lie side by side, so this is a reduction over segments: without atomics, so that a
+    GPU gives the same bits every time."""
     sums_SR = torch.segment_reduce(values_PR, "sum", lengths=tokens_BN.flatten(), axis=0, initial=0)
     return sums_SR.view(*tokens_BN.shape, -1) / tokens_BN.clamp(min=1).unsqueeze(-1)

@@ -16,6 +16,7 @@ def block_scores(
     document_of_block_BN: Tensor,
     *,
     scale: float,
+    window_tokens: int | None = None,
     query_chunk_tokens: int = 128,
 ) -> Tensor:
     """How much each query block asks of each key block.
@@ -33,9 +34,10 @@ def block_scores(
         block_of_token_BT: int64, the block of each token, -1 for padding. Blocks are numbered in token order.
         document_of_block_BN: int64, the document of each block, -1 where a sequence has fewer than N blocks.
         scale: multiplies q . k, as in attention; usually D ** -0.5.
+        window_tokens: of a sliding window: only pairs with i - j < window_tokens ask anything. None: all pairs.
 
     Returns:
-        float32 B x N (query block) x N (key block), 0 where nothing is asked.
+        float32 (float64 for float64) B x N (query block) x N (key block), 0 where nothing is asked.
     """
     B, H, T, _ = q_BHTD.shape
     K, N = k_BKTD.shape[1], document_of_block_BN.shape[1]
@@ -44,13 +46,16 @@ def block_scores(
     real_BT = block_of_token_BT >= 0
     block_BT = block_of_token_BT.clamp(min=0)
     document_BT = document_of_block_BN.gather(1, block_BT)
-    scores_BNN = q_BHTD.new_zeros(B, N, N, dtype=torch.float32)
+    precise = torch.promote_types(q_BHTD.dtype, torch.float32)
+    scores_BNN = q_BHTD.new_zeros(B, N, N, dtype=precise)
+    window_tokens = T if window_tokens is None else window_tokens
 
     for first in range(0, T, query_chunk_tokens):
         chunk = slice(first, min(first + query_chunk_tokens, T))
-        asked_BCT = (q_BHTD[:, :, chunk] @ k_BHDT).float().mul_(scale).clamp_(min=0).mean(dim=1)
+        asked_BCT = (q_BHTD[:, :, chunk] @ k_BHDT).to(precise).mul_(scale).clamp_(min=0).mean(dim=1)
         seen_BCT = (
             (position_T[chunk, None] > position_T)
+            & (position_T[chunk, None] - position_T < window_tokens)
             & (document_BT[:, chunk, None] == document_BT[:, None, :])
             & real_BT[:, chunk, None]
             & real_BT[:, None, :]

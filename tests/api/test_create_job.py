@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jenga_core.service.db.models import StoredFile
+from jenga_core.service.db.models import BaseModelEntry, StoredFile
 from tests.api.conftest import SMALL, Api, error_of
 
 AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
@@ -142,6 +142,18 @@ def test_too_long_a_context_names_both_lengths_and_the_remedy(api: Api) -> None:
     assert "256 tokens" in message
     assert "jenga.rope, e.g. {'type': 'yarn', 'factor': 3}" in message
     assert api.create(jenga={"context_length_tokens": 700, "rope": {"type": "yarn", "factor": 3}}).status_code == 200
+
+
+def test_learned_positions_are_not_stretched(api: Api) -> None:
+    with api.database.writing() as session:
+        session.get_one(BaseModelEntry, api.seeded.model).model_type = "opt"
+    rope = {"type": "yarn", "factor": 3}
+    error = error_of(api.create(jenga={"context_length_tokens": 700, "rope": rope}), 400)
+    assert (error["code"], error["param"]) == ("invalid_config", "jenga.rope")
+    error = error_of(api.create(jenga={"context_length_tokens": 700}), 400)
+    assert error["code"] == "context_too_long"
+    assert "rope" not in error["message"]
+    assert api.jobs() == 0
 
 
 @pytest.mark.parametrize("role", ["training_file", "validation_file"])

@@ -103,6 +103,21 @@ def test_a_truncated_weights_file_is_refused(folder: Path, data_dir: Path) -> No
     assert os.listdir(data_dir / "models") == []
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({**CONFIG, "model_type": "gpt2"}, "'gpt2' is not supported; supported are llama, "),
+        ({"model_type": "gemma3", "text_config": CONFIG, "vision_config": {}}, "a Gemma 3 that sees images is not"),
+    ],
+)
+def test_an_unsupported_architecture_is_refused(folder: Path, data_dir: Path, config: object, reason: str) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    result = add(folder, data_dir)
+    assert result.exit_code == 1
+    assert reason in " ".join(result.stderr.split())
+    assert os.listdir(data_dir / "models") == []
+
+
 @pytest.mark.parametrize("source", ["no-such-model", "./no/such/folder"])
 def test_an_unknown_source_is_refused(source: str, data_dir: Path) -> None:
     result = add(source, data_dir)

@@ -9,8 +9,9 @@ from jenga_core.finetuning.evaluation import evaluate
 from tests.support.tiny import tiny_batch, tiny_model
 
 
-def test_it_equals_the_loss_that_transformers_computes_over_all_windows() -> None:
-    model, batch = tiny_model(), tiny_batch(batch=4, padded=False)
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt-post-norm"])
+def test_it_equals_the_loss_that_transformers_computes_over_all_windows(model_type: str) -> None:
+    model, batch = tiny_model(model_type), tiny_batch(batch=4, padded=False)
     sequences = [{"input_ids": row, "labels": row} for row in batch["input_ids"].tolist()]
     apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8}))
     result = evaluate(model, sequences, PadRight(0), windows=4, segment_tokens=16)

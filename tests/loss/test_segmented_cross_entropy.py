@@ -20,23 +20,26 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     logits = hidden @ weight.T
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(precise), targets, reduction="sum")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="sum")
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("segment_tokens", [1, 7, 25, 1000])
-def test_value_and_gradients(dtype: torch.dtype, segment_tokens: int) -> None:
+def test_value_and_gradients(dtype: torch.dtype, segment_tokens: int, softcap: float | None) -> None:
     results = []
     for function, in_dtype in (("ours", dtype), ("plain", dtype), ("plain", torch.float64)):
         hidden, weight, targets = inputs(dtype)
         hidden, weight = hidden.detach().to(in_dtype).requires_grad_(), weight.detach().to(in_dtype).requires_grad_()
         if function == "ours":
-            loss = segmented_cross_entropy(hidden, weight, targets, segment_tokens=segment_tokens)
+            loss = segmented_cross_entropy(hidden, weight, targets, segment_tokens=segment_tokens, softcap=softcap)
         else:
-            loss = plain(hidden, weight, targets)
+            loss = plain(hidden, weight, targets, softcap)
         (loss / 3).backward()
         results.append((loss.detach()[None], hidden.grad, weight.grad))
     for ours, plain_result, truth in zip(*results, strict=True):
@@ -45,11 +48,12 @@ def test_value_and_gradients(dtype: torch.dtype, segment_tokens: int) -> None:
         assert_within_budget(name, ours=ours.to(dtype), plain=plain_result, truth=truth)
 
 
-def test_gradcheck_in_float64() -> None:
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_gradcheck_in_float64(softcap: float | None) -> None:
     hidden, weight, targets = inputs(torch.float64)
 
     def loss(h: Tensor, w: Tensor) -> Tensor:
-        return segmented_cross_entropy(h, w, targets, segment_tokens=8)
+        return segmented_cross_entropy(h, w, targets, segment_tokens=8, softcap=softcap)
 
     assert torch.autograd.gradcheck(loss, (hidden, weight))
 

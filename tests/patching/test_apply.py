@@ -1,11 +1,12 @@
 """What cannot be done is refused by name; what was done is reported."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError, UnsupportedModelError
@@ -18,6 +19,32 @@ def test_unsupported_models_are_refused_with_the_supported_ones() -> None:
         apply_jenga(gpt2, JengaConfig.preset("jenga"))
     with pytest.raises(UnsupportedModelError, match="expected a transformers causal language model"):
         apply_jenga(nn.Linear(2, 2), JengaConfig.preset("jenga"))
+
+
+def test_a_model_that_sees_images_is_refused() -> None:
+    text = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
+    vision = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
+    with pytest.raises(UnsupportedModelError, match=r"one of text alone \(model type 'gemma3_text'\) is"):
+        apply_jenga(model, JengaConfig.preset("jenga"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "setting", "message"),
+    [
+        ("opt", {"layerdrop": 0.1}, "layerdrop is 0.1"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "attends to later tokens"),
+        ("mistral", {"_attn_implementation_internal": "flash_attention_2"}, "sliding window of 20 tokens"),
+        ("llama", {"_attn_implementation_internal": "flex_attention"}, "one of sdpa, eager, flash_attention_2"),
+    ],
+)
+def test_what_a_supported_model_may_not_do(model_type: str, setting: dict[str, Any], message: str) -> None:
+    model = tiny_model(model_type)
+    for name, value in setting.items():
+        setattr(model.config, name, value)
+    with pytest.raises(UnsupportedModelError, match=message):
+        apply_jenga(model, JengaConfig.preset("jenga"))
 
 
 def test_a_head_that_is_not_a_plain_linear_is_refused() -> None:
@@ -44,6 +71,23 @@ def test_inputs_that_training_cannot_take() -> None:
     mask = torch.ones(1, 1, 77, 77, dtype=torch.bool)
     with pytest.raises(ConfigError, match=r"attention_mask must be 2-D .* got 4-D"):
         model(**{**batch, "attention_mask": mask})
+    with pytest.raises(ConfigError, match="layers are given 'cu_seq_lens_q'"):
+        model(**batch, cu_seq_lens_q=torch.tensor([0, 77]))
+
+
+def test_packed_documents_that_the_model_itself_would_mix() -> None:
+    model, batch = tiny_model("opt"), tiny_batch(batch=1, padded=False)
+    apply_jenga(model, JengaConfig.preset("jenga"))
+    model(**batch, position_ids=torch.arange(77)[None])
+    with pytest.raises(ConfigError, match="OPTForCausalLM would let the packed documents attend to each other"):
+        model(**batch, position_ids=torch.cat([torch.arange(40), torch.arange(37)])[None])
+
+
+def test_a_residual_stream_that_is_normed_has_no_path_for_forward_only_tokens() -> None:
+    config = JengaConfig.preset("jenga", selection={"scope": "per_layer", "unselected": "forward_only"})
+    apply_jenga(tiny_model("opt"), config)
+    with pytest.raises(ConfigError, match="do_layer_norm_before=False"):
+        apply_jenga(tiny_model("opt-post-norm"), config)
 
 
 def test_deferred_selection_refuses_gradient_checkpointing() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.config import SelectionConfig
+from jenga_core.patching.architectures import architecture_of
 from tests.support.assertions import assert_bit_identical, assert_within_budget
 from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
 
@@ -27,7 +28,8 @@ POLICIES = {
 
 def with_adapter(model: nn.Module) -> nn.Module:
     torch.manual_seed(3)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    targets = list(architecture_of(model.config.model_type).adapter_targets)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:  # zero at the start, which would hide the gradients of lora_A
             nn.init.normal_(parameter, std=0.1)
@@ -129,8 +131,9 @@ def test_step_2_under_gradient_accumulation() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_step_2_with_packed_documents(policy: str) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if not name.startswith("opt")])
+def test_step_2_with_packed_documents(model_type: str, policy: str) -> None:
+    model = tiny_model(model_type)
     input_ids = tiny_batch(batch=1, tokens=70)["input_ids"]
     positions = torch.cat([torch.arange(41), torch.arange(29)])[None]
     labels = input_ids.clone()
@@ -165,8 +168,9 @@ def test_patching_one_instance_leaves_another_alone() -> None:
 
 
 @pytest.mark.parametrize("policy", ["carried", "carried-loss-on-all", "per-layer"])
-def test_gradient_checkpointing_changes_nothing(policy: str) -> None:
-    model, batch = with_adapter(tiny_model()), tiny_batch()
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt-post-norm"])
+def test_gradient_checkpointing_changes_nothing(model_type: str, policy: str) -> None:
+    model, batch = with_adapter(tiny_model(model_type)), tiny_batch()
     apply_jenga(model, jenga(0.4, score="random", **POLICIES[policy]))
     torch.manual_seed(5)
     loss, gradients = step(model, batch)

@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -22,20 +30,41 @@ from transformers import (
 
 VOCABULARY = 256
 
-_CLASSES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+WINDOW = 20
+"""Tokens that a sliding layer sees: fewer than a batch has, and no multiple of a block."""
+
+_SLIDING_AND_FULL = {
+    "sliding_window": WINDOW,
+    "sliding_window_pattern": 2,
+    "query_pre_attn_scalar": 5,
+    "tie_word_embeddings": False,
 }
-MODEL_TYPES = tuple(_CLASSES)
+_OPT = {"ffn_dim": 48, "dropout": 0.0}
+
+_MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": WINDOW}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {**_SLIDING_AND_FULL, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 1.5},
+    ),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM, _SLIDING_AND_FULL),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {"sliding_window": WINDOW}),
+    "opt": (OPTConfig, OPTForCausalLM, _OPT),
+    "opt-post-norm": (OPTConfig, OPTForCausalLM, {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 24}),
+}
+MODEL_TYPES = tuple(_MODELS)
+"""One for every row of the table of architectures, and OPT in its other form (that of opt-350m)."""
 
 
 def tiny_model(
     model_type: str = "llama", *, attention: str = "sdpa", layers: int = 4, seed: int = 0, **overrides: Any
 ) -> PreTrainedModel:
     """Four layers, four query heads over two key heads, float32, in train mode."""
-    config_class, model_class = _CLASSES[model_type]
+    config_class, model_class, own = _MODELS[model_type]
     arguments: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -48,6 +77,7 @@ def tiny_model(
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **own,
         **overrides,
     }
     torch.manual_seed(seed)

@@ -12,5 +12,6 @@ MARGIN = {
     ("segmented_cross_entropy", torch.bfloat16): 2e-3,
     ("keep_everything", torch.float32): 2e-5,
     ("token_involvement", torch.float64): 1e-10,
+    ("token_involvement", torch.float32): 1e-6,
 }
 """By what is compared and the dtype it runs in."""

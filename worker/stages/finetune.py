@@ -26,13 +26,14 @@ def run(job: TrainingJob) -> None:
         resume_from=job.spec.resume_from,
     )
     states, peak = states_bytes(job.model, job.finished.optimizer), peak_bytes(job.device)
+    predictors = 0 if job.predictors is None else states_bytes(job.predictors.predictors)
     job.reporter.send(
         MemoryMessage(
             phase="finetune",
             states_bytes=states,
             activation_bytes=job.finished.activation_bytes,
-            predictor_bytes=0,
-            other_bytes=max(peak - states - job.finished.activation_bytes, 0),
+            predictor_bytes=predictors,
+            other_bytes=max(peak - states - predictors - job.finished.activation_bytes, 0),
             peak_bytes=peak,
             device=str(job.device),
         )

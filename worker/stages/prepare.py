@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import set_seed
 
+from jenga_core.config import JengaConfig
 from jenga_core.finetuning.adapters import add_adapter
 from jenga_core.finetuning.data import Encoded, encode_file
 from jenga_core.finetuning.pretrained import load_model
@@ -39,11 +40,18 @@ def run(job: TrainingJob) -> None:
     set_seed(spec.seed)
     model = load_model(spec.model_folder, spec.config, job.device)
     job.model = add_adapter(model, spec.config.lora)
-    job.handle = apply_jenga(job.model, spec.config)
+    job.handle = apply_jenga(job.model, _without_predictors(spec.config))
     job.reporter.event(
         f"Model {spec.model_name} on {job.device}: {job.handle.report()}",
         data={"score": job.handle.score, "entry_layer": job.handle.entry_layer},
     )
+
+
+def _without_predictors(config: JengaConfig) -> JengaConfig:
+    """The config until the train_predictors stage: `predicted` is asked for, but nothing can predict yet."""
+    if config.selection.score != "predicted":
+        return config
+    return config.model_copy(update={"selection": config.selection.model_copy(update={"score": "auto"})})
 
 
 def _describe(job: TrainingJob, name: str, encoded: Encoded) -> None:

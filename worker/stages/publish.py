@@ -10,6 +10,7 @@ from typing import Any
 from jenga_core.finetuning.adapters import pack_adapter, save_adapter
 from jenga_core.finetuning.evaluation import HeldOut
 from worker.protocol import ResultMessage
+from worker.stages.train_predictors import report_on
 from worker.training_job import TrainingJob
 
 
@@ -41,11 +42,13 @@ def _write_metrics(job: TrainingJob) -> None:
 
 def _report(job: TrainingJob) -> dict[str, Any]:
     assert job.handle is not None and job.finished is not None and job.dense is not None and job.training is not None
+    assert job.model is not None
     report = job.handle.report()
     return {
         "enabled": report.enabled,
         "score": report.score,
         "entry_layer": report.entry_layer,
+        "predictors": None if job.predictors is None else report_on(job.predictors, job.model),
         "kept_fraction": list(report.kept_fraction),
         "activation_bytes": job.finished.activation_bytes,
         "dense_activation_bytes": job.dense.activation_bytes,

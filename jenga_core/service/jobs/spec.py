@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError, DataError
+from jenga_core.patching.architectures import architecture_of, check_rope
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import BaseModelEntry, Job
 from jenga_core.service.files import repository as files
@@ -85,6 +86,7 @@ def warnings(job: Job) -> list[str]:
 
 
 def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
+    check_rope(model.model_type, config.rope)
     own, wanted = model.context_length_tokens, config.context_length_tokens
     factor = config.rope.factor if config.rope else 1
     if wanted > own * factor:
@@ -92,7 +94,12 @@ def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
         raise ConfigError(
             f"jenga.context_length_tokens is {wanted}, but {model.id} takes {own} tokens"
             + (f" x {factor:g} (jenga.rope.factor)" if config.rope else "")
-            + f"; lower it, or stretch the positions with jenga.rope, e.g. {{'type': 'yarn', 'factor': {needed}}}",
+            + "; lower it"
+            + (
+                f", or stretch the positions with jenga.rope, e.g. {{'type': 'yarn', 'factor': {needed}}}"
+                if architecture_of(model.model_type).rope_types
+                else ""
+            ),
             code="context_too_long",
             param="jenga.context_length_tokens",
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jenga_core.errors import ConfigError
+from jenga_core.patching.architectures import architecture_of
 
 _INCIDENTAL = ("transformers_version", "torch_dtype", "dtype", "use_cache")
 """Config keys that say how a model was saved, not what it computes; so do those that start with an underscore."""
@@ -38,13 +39,20 @@ class _Tensor:
 
 
 def inspect_folder(folder: Path) -> dict[str, Any]:
-    """The columns of `base_models` that the folder itself answers. Raises ConfigError naming the file that is wrong."""
+    """The columns of `base_models` that the folder itself answers.
+
+    Raises:
+        ConfigError: names the file that is wrong.
+        UnsupportedModelError: names the supported architectures.
+    """
     config = _json(folder / "config.json")
+    model_type = _field(config, "model_type", str)
+    architecture_of(model_type)
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
     if not tensors:
         raise ConfigError(f"{folder} holds no *.safetensors file with tensors")
     return {
-        "model_type": _field(config, "model_type", str),
+        "model_type": model_type,
         "num_hidden_layers": _field(config, "num_hidden_layers", int),
         "context_length_tokens": _field(config, "max_position_embeddings", int),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),

@@ -3,7 +3,7 @@
 from jenga_core.service.db.models.accounts import ApiKey, Team
 from jenga_core.service.db.models.files import StoredFile
 from jenga_core.service.db.models.jobs import Job, JobCheckpoint, JobEvent, JobMemory, JobMetric, JobSelection
-from jenga_core.service.db.models.models import BaseModelEntry, FineTunedModel
+from jenga_core.service.db.models.models import BaseModelEntry, FineTunedModel, PredictorEntry
 
 __all__ = [
     "ApiKey",
@@ -15,6 +15,7 @@ __all__ = [
     "JobMemory",
     "JobMetric",
     "JobSelection",
+    "PredictorEntry",
     "StoredFile",
     "Team",
 ]

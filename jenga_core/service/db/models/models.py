@@ -1,8 +1,10 @@
-"""Base models that jobs may name, and the adapters that jobs made."""
+"""Base models that jobs may name, and what jobs made for them: adapters and predictors."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ForeignKey
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jenga_core.service.db.base import Base
@@ -47,4 +49,36 @@ class FineTunedModel(Base):
     team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"), index=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
     base_model: Mapped[str]
+    created_at: Mapped[float]
+
+
+class PredictorEntry(Base):
+    """Predictors of block scores, on disk: for one base model and one kind of settings, reused by the team's jobs."""
+
+    __tablename__ = "predictors"
+    __table_args__ = (Index(None, "team_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """`pred-...`"""
+
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
+    """They were trained on the team's text, and serve nobody else."""
+
+    base_model: Mapped[str]
+    fingerprint: Mapped[str]
+    """Of the base model."""
+
+    folder: Mapped[str] = mapped_column(unique=True)
+    """Below the data folder."""
+
+    settings: Mapped[dict[str, Any]]
+    """What they depend on: layers, block_tokens, column, keep_fraction, context length, rope and how they were
+    trained."""
+
+    report: Mapped[dict[str, Any]]
+    """parameters, parameter_fraction, and by layer recall, precision and more."""
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    """The job that made them."""
+
     created_at: Mapped[float]

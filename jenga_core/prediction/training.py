@@ -1,0 +1,259 @@
+"""Fit one layer's predictor to the exact scores of the frozen model, and say how well it chooses.
+
+Selection needs the order of the blocks near the cut more than anybody's exact score, so the loss has two terms:
+
+    pairs    smooth L1 between predicted and exact I_mn, over all pairs that see each other
+    choice   binary cross entropy between "is it kept?" and the distance of its predicted score from the exact cut, the
+             midpoint between the lowest score that is kept and the highest that is not
+
+The first block and the last one of a document are kept whatever they score: they are left out of the choice and of the
+count of what was found, and the first block's column, which towers over the others, out of the pairs.
+
+    recall      of the blocks that exact scores choose, the share that predicted scores choose
+    precision   of the blocks that predicted scores choose, the share that exact scores choose
+    chance      the recall that choosing blindly would have
+
+With `keep_fraction` both choose equally many blocks, so recall and precision are one number.
+
+Shapes   B batch, T tokens, N blocks, E hidden size
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jenga_core.config import PredictorConfig, SelectionConfig
+from jenga_core.elimination.blocks import Blocks
+from jenga_core.elimination.selection import indispensable, select
+from jenga_core.prediction.elastic_size import ElasticSize
+from jenga_core.prediction.predictor import LayerPredictor
+
+CHOICE_WIDTH = 0.4
+"""A predicted score this many standard deviations of the exact ones above the cut is kept with a probability of
+73 %."""
+
+WARM_UP_STEPS = 20
+PRUNINGS = 4
+"""Prunings are spread over the first three quarters of the steps; the last quarter mends."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One or more sequences as they enter the layer, and what the frozen model's attention makes of them there."""
+
+    x_BTE: Tensor
+    """Residual stream, any float dtype, on any device."""
+
+    scores_BNN: Tensor
+    """Exact I_mn, float32."""
+
+    blocks: Blocks
+
+    def to(self, device: torch.device) -> Sample:
+        """The same on a device."""
+        return Sample(self.x_BTE.to(device), self.scores_BNN.to(device), self.blocks.to(device))
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer's predictor."""
+
+    recall: float
+    precision: float
+    chance: float
+    held_out_blocks: int
+    """Blocks that exact scores choose in the held-out sequences: what recall is a share of."""
+
+    parameters: int
+    query_hidden: tuple[int, int]
+    key_hidden: tuple[int, int]
+    """Neurons that are left."""
+
+    final_loss: float
+    """Mean over the last tenth of the steps."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def train_layer(
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    selection: SelectionConfig,
+    config: PredictorConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    reach_blocks: int | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[LayerPredictor, LayerReport]:
+    """Train on `samples`, drawn again and again, and measure on `held_out`. The same seed gives the same predictor.
+
+    Args:
+        tick: called after every step; what it raises ends the training.
+    """
+    hidden_size = samples[0].x_BTE.shape[2]
+    hidden = (config.hidden, config.hidden)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        predictor = LayerPredictor(
+            hidden_size, query_hidden=hidden, key_hidden=hidden, rank=config.rank, reach_blocks=reach_blocks
+        )
+    predictor.scale.fill_(_mean_score(samples, reach_blocks))
+    predictor.to(device).train()
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    elastic = [ElasticSize(network, optimizer) for network in (predictor.query, predictor.key)]
+    prune_every_steps = max(config.steps * 3 // (4 * PRUNINGS), 1)
+    draw = torch.Generator().manual_seed(seed)
+    losses = []
+    for step in range(1, config.steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config.steps)
+        drawn = torch.randint(len(samples), (config.samples_per_step,), generator=draw).tolist()
+        total = 0.0
+        for index in drawn:
+            loss = _loss(predictor, samples[index].to(device), selection) / len(drawn)
+            loss.backward()
+            total += float(loss.detach())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        if step % prune_every_steps == 0 and step <= config.steps * 3 // 4:
+            for each in elastic:
+                each.prune()
+        tick()
+    for each in elastic:
+        each.close()
+    predictor.eval().requires_grad_(False)
+    last = losses[-max(len(losses) // 10, 1) :]
+    found = measure(predictor, held_out, selection)
+    return predictor, LayerReport(
+        recall=found.recall,
+        precision=found.precision,
+        chance=found.chance,
+        held_out_blocks=found.wanted,
+        parameters=predictor.num_parameters,
+        query_hidden=predictor.query.hidden,
+        key_hidden=predictor.key.hidden,
+        final_loss=sum(last) / len(last),
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """Counts of blocks, forced ones left out."""
+
+    wanted: int
+    """Chosen by exact scores."""
+
+    chosen: int
+    """Chosen by predicted scores."""
+
+    both: int
+    expected_by_chance: float
+    """Of the wanted ones, those that as many blind choices would hit."""
+
+    @property
+    def recall(self) -> float:
+        """In [0, 1]; 1 where there was nothing to find."""
+        return self.both / self.wanted if self.wanted else 1.0
+
+    @property
+    def precision(self) -> float:
+        """In [0, 1]."""
+        return self.both / self.chosen if self.chosen else 1.0
+
+    @property
+    def chance(self) -> float:
+        """In [0, 1]."""
+        return self.expected_by_chance / self.wanted if self.wanted else 1.0
+
+
+def measure(predictor: LayerPredictor, samples: Sequence[Sample], selection: SelectionConfig) -> Found:
+    """Choose blocks by exact and by predicted scores at the same keep_fraction, and compare."""
+    device = predictor.scale.device
+    wanted = chosen = both = 0
+    by_chance = 0.0
+    for sample in (sample.to(device) for sample in samples):
+        blocks = sample.blocks
+        exact_BN = predictor.pool(sample.scores_BNN, blocks, selection.column)
+        is_free_BN, exactly_BN = _choice(exact_BN, blocks, selection)
+        predicted_BN = predictor.scores(sample.x_BTE, blocks, column=selection.column)
+        _, predictedly_BN = _choice(predicted_BN, blocks, selection)
+        wanted += int(exactly_BN.sum())
+        chosen += int(predictedly_BN.sum())
+        both += int((exactly_BN & predictedly_BN).sum())
+        by_chance += int(exactly_BN.sum()) * int(predictedly_BN.sum()) / max(int(is_free_BN.sum()), 1)
+    return Found(wanted, chosen, both, by_chance)
+
+
+def _loss(predictor: LayerPredictor, sample: Sample, selection: SelectionConfig) -> Tensor:
+    blocks = sample.blocks
+    predicted_BNN = predictor.pair_scores(sample.x_BTE, blocks)
+    counts_BNN = _counted_pairs(blocks, predictor.reach_blocks)
+    pairs = F.smooth_l1_loss(
+        (predicted_BNN / predictor.scale)[counts_BNN], (sample.scores_BNN / predictor.scale)[counts_BNN]
+    )
+    exact_BN = predictor.pool(sample.scores_BNN, blocks, selection.column)
+    is_free_BN, is_kept_BN = _choice(exact_BN, blocks, selection)
+    cut_BN = _cut(exact_BN, is_free_BN, is_kept_BN, blocks)
+    is_free_BN = is_free_BN & cut_BN.isfinite()
+    if int(is_free_BN.sum()) < 2:  # all blocks are forced, or all free ones kept: no choice to learn
+        return pairs if bool(counts_BNN.any()) else predicted_BNN.sum() * 0
+    width = CHOICE_WIDTH * exact_BN[is_free_BN].std().clamp(min=1e-6)
+    above_BN = (predictor.pool(predicted_BNN, blocks, selection.column) - cut_BN) / width
+    return pairs + F.binary_cross_entropy_with_logits(above_BN[is_free_BN], is_kept_BN[is_free_BN].float())
+
+
+def _choice(scores_BN: Tensor, blocks: Blocks, selection: SelectionConfig) -> tuple[Tensor, Tensor]:
+    """Blocks that nothing but their score decides about, and those of them that these scores keep; B x N bool each.
+
+    Every token counts as one with a label, so that the scores alone decide.
+    """
+    is_real_BT = blocks.block_of_token_BT >= 0
+    kept_BN = select(scores_BN, blocks, is_real_BT, keep_fraction=selection.keep_fraction).kept_BN
+    is_first_BN, is_last_BN = indispensable(blocks.document_of_block_BN, blocks.any_token(is_real_BT))
+    is_free_BN = (blocks.document_of_block_BN >= 0) & ~is_first_BN & ~is_last_BN
+    return is_free_BN, kept_BN & is_free_BN
+
+
+def _cut(scores_BN: Tensor, is_free_BN: Tensor, is_kept_BN: Tensor, blocks: Blocks) -> Tensor:
+    """The score that divides a document's free blocks, for each block; infinite or NaN where it keeps all or none."""
+    document_BN = blocks.document_of_block_BN.clamp(min=0)
+
+    def of_document(values_BN: Tensor, start: float, reduce: str) -> Tensor:
+        return torch.full_like(values_BN, start).scatter_reduce_(1, document_BN, values_BN, reduce)
+
+    lowest_kept = of_document(scores_BN.masked_fill(~(is_free_BN & is_kept_BN), math.inf), math.inf, "amin")
+    highest_left = of_document(scores_BN.masked_fill(~is_free_BN | is_kept_BN, -math.inf), -math.inf, "amax")
+    return ((lowest_kept + highest_left) / 2).gather(1, document_BN)
+
+
+def _counted_pairs(blocks: Blocks, reach_blocks: int | None) -> Tensor:
+    """Pairs that see each other, without each document's first key block; B x N x N bool."""
+    document_BN = blocks.document_of_block_BN
+    is_first_BN = torch.ones_like(document_BN, dtype=torch.bool)
+    is_first_BN[:, 1:] = document_BN[:, 1:] != document_BN[:, :-1]
+    return blocks.seen(reach_blocks) & ~is_first_BN[:, None, :]
+
+
+def _mean_score(samples: Sequence[Sample], reach_blocks: int | None) -> float:
+    total, pairs = 0.0, 0
+    for sample in samples:
+        counts_BNN = _counted_pairs(sample.blocks, reach_blocks)
+        total += float(sample.scores_BNN[counts_BNN].double().sum())
+        pairs += int(counts_BNN.sum())
+    return max(total / max(pairs, 1), 1e-6)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm up linearly, then down along a cosine."""
+    return min(step / WARM_UP_STEPS, 1.0) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
