@@ -23,14 +23,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from jenga_core.errors import ConfigError
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "jenga": {"enabled": True},
+    "jenga": {},
+    "jenga-paper": {
+        "selection": {
+            "scope": "per_layer",
+            "by": "threshold",
+            "score": "auto",
+            "column": "sum",
+            "unselected": "eliminated",
+            "loss_on": "all",
+            "entry_layer": 0,
+        }
+    },
     "lora": {"enabled": False},
 }
-"""What a preset changes against the field defaults below, which are those of `jenga`."""
+"""What a preset changes against the field defaults below, which are those of `jenga`. `jenga-paper` is the paper's own
+rule: thresholds by Algorithm 1, a new set in every layer, loss on all tokens, predicted scores once there are
+predictors for the model. `lora` is dense."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _under(preset: Any, given: Any) -> Any:
+    """The preset's value below the given one; parts are laid over each other field by field."""
+    if isinstance(given, BaseModel):
+        given = given.model_dump(exclude_unset=True)
+    return {**preset, **given} if isinstance(preset, Mapping) and isinstance(given, Mapping) else given
 
 
 class SelectionConfig(_Part):
@@ -188,7 +208,7 @@ class JengaConfig(_Part):
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
 
     preset_name: str = Field(default="jenga", alias="preset")
-    """Named defaults to start from: `jenga` (contextual token sparsity) or `lora` (dense)."""
+    """Named defaults to start from: `jenga` (contextual token sparsity), `jenga-paper` or `lora` (dense)."""
 
     enabled: bool = True
     """False switches the method off: the patched model computes bit for bit what the unpatched one does."""
@@ -240,7 +260,7 @@ class JengaConfig(_Part):
         if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}; got {name!r}")
         for key, value in PRESETS[name].items():
-            values.setdefault(key, value)
+            values[key] = _under(value, values[key]) if key in values else value
         if "keep_fraction" in values:
             short = values.pop("keep_fraction")
             selection = values.get("selection") or {}

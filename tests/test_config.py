@@ -54,7 +54,7 @@ def test_the_short_form_leaves_the_rest_of_the_selection() -> None:
         ({"keep_fraction": 1.5}, "jenga.selection.keep_fraction", "less than or equal to 1 (got 1.5)"),
         ({"keep_fraction": float("nan")}, "jenga.selection.keep_fraction", "finite"),
         ({"keep_fraction": 0.5, "selection": {"keep_fraction": 0.4}}, "jenga", "given twice"),
-        ({"preset": "magic"}, "jenga", "preset must be one of 'jenga', 'lora'; got 'magic'"),
+        ({"preset": "magic"}, "jenga", "preset must be one of 'jenga', 'jenga-paper', 'lora'; got 'magic'"),
         ({"preset": ["jenga"]}, "jenga", "preset must be one of"),
         ({"colour": "red"}, "jenga.colour", "Extra inputs are not permitted (got 'red')"),
         ({"selection": {"score": "psychic"}}, "jenga.selection.score", "(got 'psychic')"),

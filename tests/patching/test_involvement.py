@@ -31,30 +31,30 @@ def sparse_step(
     return loss.detach(), gradients, involved
 
 
-def plain_layers(model: nn.Module, batch: dict[str, Tensor], involved: Tensor, entry: int, *, deferred: bool) -> Tensor:
+def plain_layers(model: nn.Module, batch: dict[str, Tensor], involved: Tensor, exact: range) -> Tensor:
     """The specification, in ordinary operations on whole layers.
 
-    Deferred: below the entry layer the hidden states, keys and values of other tokens are constants.
-    From the entry layer on, layers see the involved tokens only, as a shorter sequence at its original positions.
+    In the `exact` layers, the hidden states, keys and values of the other tokens are constants.
+    From the end of `exact` on, layers see the involved tokens only, as a shorter sequence at its original positions.
     """
     decoder = model.get_decoder()
     positions = torch.arange(batch["input_ids"].shape[1])[None]
     x = embedded(decoder, batch["input_ids"], positions)
     hooks = []
-    if deferred:
-        for layer in decoder.layers[:entry]:
-            for module in makers_of_keys_and_values(layer.self_attn):
-                hooks.append(module.register_forward_hook(lambda _m, _i, y: constant_in_either_order(involved, y)))
+    for index in exact:
+        for module in makers_of_keys_and_values(decoder.layers[index].self_attn):
+            hooks.append(module.register_forward_hook(lambda _m, _i, y: constant_in_either_order(involved, y)))
     for index, layer in enumerate(decoder.layers):
-        if index == entry:
-            x = x[:, involved[0]]
-            positions = positions[:, involved[0]]
-        elif index < entry and deferred:
+        if index in exact:
             x = constant_unless(involved, x)
+        if index == exact.stop:
+            x, positions = x[:, involved[0]], positions[:, involved[0]]
         mask = may_attend(positions[0], window_of(layer))
         x = layer(x, attention_mask=mask, position_ids=positions, **rotary_angles(decoder, layer, x, positions))
     for hook in hooks:
         hook.remove()
+    if exact.stop == len(decoder.layers):
+        x = x[:, involved[0]]
     targets = batch["labels"].roll(-1, dims=1)
     targets[:, -1] = -100
     return nn.functional.cross_entropy(logits(model, x).flatten(0, 1), targets[:, involved[0]].flatten())
@@ -122,16 +122,19 @@ def constant_unless(involved_BT: Tensor, x_BTx: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("entry", [0, 2, 3])
+@pytest.mark.parametrize("unselected", ["eliminated", "forward_only"])
 @pytest.mark.parametrize("below", ["involved", "forward_only"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_carried_selection_is_its_specification(model_type: str, below: str, entry: int) -> None:
+def test_carried_selection_is_its_specification(model_type: str, below: str, unselected: str, entry: int) -> None:
     attention = "eager" if model_type == "gemma2" else "sdpa"  # sdpa leaves Gemma 2's cap on attention scores out
     model = tiny_model(model_type, attention=attention).double()
     batch = tiny_batch(batch=1, tokens=77, padded=False)
     del batch["attention_mask"]
-    loss, gradients, involved = sparse_step(model, batch, below_entry=below, entry_layer=entry)
+    policy = {"below_entry": below, "unselected": unselected, "entry_layer": entry}
+    loss, gradients, involved = sparse_step(model, batch, **policy)
     assert 0 < int(involved.sum()) < 40
-    truth = plain_layers(model, batch, involved, entry, deferred=below == "forward_only")
+    exact = range(entry if below == "involved" else 0, entry if unselected == "eliminated" else 4)
+    truth = plain_layers(model, batch, involved, exact)
     truth.backward()
     assert_within_budget("token_involvement", ours=loss, truth=truth.detach())
     for name, parameter in model.named_parameters():
@@ -196,6 +199,55 @@ def test_controls(score: str, expected: tuple[int, ...] | None) -> None:
         assert all(blocks[0] == 0 and blocks[-1] == 9 and len(blocks) == 5 for blocks in drawn)
 
 
+@pytest.mark.parametrize("unselected", ["eliminated", "forward_only"])
+def test_per_layer_selection_is_its_specification(unselected: str) -> None:
+    """y_t = x_t where eliminated, y_t = x_t + stopgrad(f(x))_t where forward-only; the loss is on all tokens."""
+    model = tiny_model().double()
+    batch = tiny_batch(batch=1, tokens=64, padded=False)
+    del batch["attention_mask"]
+    policy = {"scope": "per_layer", "entry_layer": 1, "unselected": unselected, "loss_on": "all"}
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": BLOCK, **policy}))
+    loss = model(**batch).loss
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    chosen = {span.first_layer: span.blocks for span in handle.report().spans}
+    handle.undo()
+    model.zero_grad(set_to_none=True)
+
+    decoder, positions = model.get_decoder(), torch.arange(64)[None]
+    x = decoder.embed_tokens(batch["input_ids"])
+    for index, layer in enumerate(decoder.layers):
+        involved = torch.zeros(1, 64, dtype=torch.bool)
+        for block in chosen.get(index, range(64 // BLOCK)):
+            involved[0, block * BLOCK : (block + 1) * BLOCK] = True
+        is_involved = involved[..., None]
+        if unselected == "eliminated":
+            at = positions[:, involved[0]]
+            rows = layer(
+                x[:, involved[0]], attention_mask=may_attend(at[0], None), **rotary_angles(decoder, layer, x, at)
+            )
+            x = x.clone().masked_scatter(is_involved, rows)
+            continue
+        hooks = [
+            module.register_forward_hook(lambda _m, _i, y, involved=involved: constant_unless(involved, y))
+            for module in makers_of_keys_and_values(layer.self_attn)
+        ]
+        y = layer(
+            constant_unless(involved, x),
+            attention_mask=may_attend(positions[0], None),
+            **rotary_angles(decoder, layer, x, positions),
+        )
+        for hook in hooks:
+            hook.remove()
+        x = torch.where(is_involved, y, x + (y - x).detach())
+    truth = model.loss_function(logits=logits(model, x), labels=batch["labels"], vocab_size=model.config.vocab_size)
+    truth.backward()
+    # transformers computes this loss in float32 whatever the model's dtype
+    assert_within_budget("token_involvement", ours=loss.detach().float(), truth=truth.detach())
+    for name, parameter in model.named_parameters():
+        assert_within_budget("token_involvement", ours=gradients[name].float(), truth=parameter.grad)
+
+
 def test_saved_activations_fall_with_the_kept_fraction() -> None:
     from jenga_core.memory.accounting import saved_activations
 
@@ -203,15 +255,24 @@ def test_saved_activations_fall_with_the_kept_fraction() -> None:
     model.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(True)
     saved_bytes = {}
-    for below in ("involved", "forward_only"):
+    policies = {
+        "carried": {"below_entry": "involved"},
+        "deferred": {},
+        "gradient-only": {"unselected": "forward_only"},
+        "gradient-only per layer": {"scope": "per_layer", "unselected": "forward_only", "entry_layer": 0},
+    }
+    for name, policy in policies.items():
         for keep_fraction in (0.2, 0.5, 1.0):
-            selection = {"block_tokens": BLOCK, "below_entry": below, "keep_fraction": keep_fraction}
+            selection = {"block_tokens": BLOCK, "keep_fraction": keep_fraction, **policy}
             handle = apply_jenga(model, JengaConfig.preset("jenga", selection=selection))
             with saved_activations(model) as saved:
                 loss = model(**batch).loss
             loss.backward()
-            saved_bytes[below, keep_fraction] = saved.total_bytes
+            saved_bytes[name, keep_fraction] = saved.total_bytes
             handle.undo()
-    assert saved_bytes["involved", 0.2] < 0.7 * saved_bytes["involved", 1.0]
-    assert saved_bytes["forward_only", 0.2] < 0.4 * saved_bytes["involved", 1.0]
-    assert saved_bytes["forward_only", 0.2] < saved_bytes["forward_only", 0.5] < saved_bytes["forward_only", 1.0]
+    assert saved_bytes["carried", 0.2] < 0.7 * saved_bytes["carried", 1.0]
+    for name, most in (("deferred", 0.4), ("gradient-only", 0.6)):  # forward-only tokens leave their keys and values
+        assert saved_bytes[name, 0.2] < most * saved_bytes["carried", 1.0]
+        assert saved_bytes[name, 0.2] < saved_bytes[name, 0.5] < saved_bytes[name, 1.0]
+    per_layer = "gradient-only per layer"
+    assert saved_bytes[per_layer, 0.2] < 0.6 * saved_bytes[per_layer, 1.0]

@@ -21,6 +21,7 @@ POLICIES = {
     "carried": {"below_entry": "involved"},
     "carried-loss-on-all": {"below_entry": "involved", "loss_on": "all"},
     "deferred-loss-on-all": {"loss_on": "all"},
+    "gradient-only": {"unselected": "forward_only"},
     "per-layer": {"scope": "per_layer"},
     "from-layer-0": {"entry_layer": 0},
 }

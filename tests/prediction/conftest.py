@@ -15,13 +15,13 @@ from jenga_core.prediction.training import LayerReport
 from tests.support.tiny import tiny_model
 
 BLOCK_TOKENS = 8
-FAST = {"hidden": 64, "rank": 16, "steps": 200, "learning_rate": 5e-3}
 
 Trained = tuple[Predictors, dict[int, LayerReport]]
 
 
-def config(**selection: Any) -> JengaConfig:
-    return JengaConfig.preset("jenga", selection={"block_tokens": BLOCK_TOKENS, **selection}, predictor=FAST)
+def config(*, steps: int = 200, **selection: Any) -> JengaConfig:
+    predictor = {"hidden": 64, "rank": 16, "steps": steps, "learning_rate": 5e-3}
+    return JengaConfig.preset("jenga", selection={"block_tokens": BLOCK_TOKENS, **selection}, predictor=predictor)
 
 
 def sequences(count: int = 48, tokens: int = 128) -> list[dict[str, Any]]:

@@ -49,7 +49,9 @@ def test_what_they_are_not_for(tmp_path: Path, saved: Stored, wanted: dict[str, 
         store.load(tmp_path / "predictors", **{"fingerprint": FINGERPRINT, **wanted})
 
 
-@pytest.mark.parametrize("damage", ["no folder", "cut weights", "no JSON", "another format", "other shapes", "key gone"])
+@pytest.mark.parametrize(
+    "damage", ["no folder", "cut weights", "no JSON", "another format", "other shapes", "key gone"]
+)
 def test_damage_is_told(tmp_path: Path, saved: Stored, damage: str) -> None:
     folder = tmp_path / "predictors"
     weights, description = folder / store.WEIGHTS, folder / store.DESCRIPTION

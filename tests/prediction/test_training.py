@@ -30,17 +30,17 @@ def test_recall_is_far_above_chance_on_held_out_sequences(trained: Trained) -> N
 
 
 def test_the_same_seed_gives_the_same_predictors() -> None:
-    first, _ = train(config(), count=16)
-    again, _ = train(config(), count=16)
+    first, _ = train(config(steps=24), count=16)
+    again, _ = train(config(steps=24), count=16)
     for name, tensor in first.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
-    other, _ = train(config(), count=16, seed=1)
+    other, _ = train(config(steps=24), count=16, seed=1)
     assert any(not torch.equal(other.state_dict()[name], tensor) for name, tensor in first.state_dict().items())
 
 
 def test_training_leaves_the_model_and_the_global_generator_alone() -> None:
     model = tiny_model()
-    handle = apply_jenga(model, config())
+    handle = apply_jenga(model, config(steps=12))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -54,7 +54,7 @@ def test_training_leaves_the_model_and_the_global_generator_alone() -> None:
 
 
 def test_every_layer_that_selects_gets_its_own() -> None:
-    predictors, reports = train(config(scope="per_layer", column="sum"), count=16)
+    predictors, reports = train(config(steps=12, scope="per_layer", column="sum"), count=16)
     assert predictors.layers == (2, 3)
     assert sorted(reports) == [2, 3]
 
@@ -67,13 +67,13 @@ def test_a_tick_that_raises_ends_the_training() -> None:
         if len(ticks) == 6:  # 4 sequences, then steps
             raise KeyboardInterrupt
 
-    handle = apply_jenga(tiny_model(), config())
+    handle = apply_jenga(tiny_model(), config(steps=12))
     with pytest.raises(KeyboardInterrupt):
         train_predictors(handle, sequences(4), PadRight(0), seed=0, tick=tick)
 
 
 def test_one_sequence_is_not_enough() -> None:
-    handle = apply_jenga(tiny_model(), config())
+    handle = apply_jenga(tiny_model(), config(steps=12))
     with pytest.raises(DataError, match="at least 2 sequences, .* got 1"):
         train_predictors(handle, sequences(1), PadRight(0), seed=0)
 
@@ -82,7 +82,7 @@ def test_sequences_of_one_block_have_nothing_to_choose() -> None:
     short = [{"input_ids": list(range(3, 3 + length)), "labels": []} for length in (2, 5, 8, 3)]
     for sequence in short:
         sequence["labels"] = sequence["input_ids"]
-    handle = apply_jenga(tiny_model(), config())
+    handle = apply_jenga(tiny_model(), config(steps=12))
     _, reports = train_predictors(handle, short, PadRight(0), seed=0)
     assert (reports[2].held_out_blocks, reports[2].recall) == (0, 1.0)
 

@@ -30,6 +30,7 @@ from worker.protocol import (
     MemoryMessage,
     Message,
     PlanMessage,
+    PredictorMessage,
     ResultMessage,
     SelectionMessage,
     StageMessage,
@@ -78,6 +79,10 @@ def succeed(spec: TrainerSpec, folder: Path, *, pause_seconds: float = 0) -> int
             "peak_bytes": 2**33,
         }
         send(MemoryMessage(phase=phase, device="cpu", **numbers))
+    made = spec.predictors_folder / "0123456789abcdef"
+    reused = made.exists()
+    made.mkdir(exist_ok=True)
+    send(PredictorMessage(folder=made.name, reused=reused, settings={"layers": [1]}, report={"parameters": 5}))
     output = folder / "output"
     (output / "adapter").mkdir(parents=True, exist_ok=True)
     (output / "adapter" / "adapter_config.json").write_text("{}")

@@ -19,6 +19,7 @@ from jenga_core.service.db.models import (
     JobMemory,
     JobMetric,
     JobSelection,
+    PredictorEntry,
     StoredFile,
     Team,
 )
@@ -83,6 +84,11 @@ def test_a_job_that_succeeds_leaves_everything(
         assert [row.kept_fraction for row in selections] == [{"layers": [1.0, 0.5]}] * 3
         checkpoints = session.scalars(select(JobCheckpoint).order_by(JobCheckpoint.step)).all()
         assert [row.folder for row in checkpoints] == ["checkpoints/step-1", "checkpoints/step-2", "checkpoints/step-3"]
+        predictors = session.scalars(select(PredictorEntry)).one()
+        assert (predictors.team_id, predictors.base_model, predictors.job_id) == (team.id, done.model, job_id)
+        assert predictors.folder == f"predictors/{team.id}/{'0' * 64}/0123456789abcdef"
+        assert settings.folder(predictors.folder).is_dir()
+        assert (predictors.settings, predictors.report) == ({"layers": [1]}, {"parameters": 5})
     assert done.fine_tuned_model == model.id
     assert model.id.startswith(f"ft:{done.model}:{team.name}::{job_id.removeprefix('ftjob-')[:8]}")
     assert [(file.filename, file.purpose, file.status) for file in files] == [

@@ -92,6 +92,8 @@ def make_spec(
         attempt=1,
         model_name="tiny",
         model_folder=model_folder,
+        fingerprint="0" * 64,
+        predictors_folder=folder / "predictors",
         training_path=folder / "train.jsonl",
         validation_path=folder / "valid.jsonl",
         config=JengaConfig.parse({**given, "selection": {"block_tokens": 8}, **jenga}),
@@ -113,7 +115,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Ru
 def test_a_job_from_start_to_adapter(tmp_path: Path, finished: Run) -> None:
     run = finished
     stages = [message.stage for message in run.of_kind("stage")]
-    assert stages == [stage for stage in JobStage if stage is not JobStage.TRAIN_PREDICTORS]
+    assert stages == list(JobStage)
     steps = run.of_kind("step")
     assert [step.step for step in steps] == [0, 1, 2, 3, 4, 5, 6, 6]
     assert steps[-1].valid_loss < steps[0].valid_loss
@@ -162,6 +164,31 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_curve(
     assert (resumed.folder / "output" / "metrics.csv").read_text() == (
         finished.folder / "output" / "metrics.csv"
     ).read_text()
+
+
+def test_predictors_are_trained_when_asked_and_reused_by_the_next_job(tmp_path: Path, model_folder: Path) -> None:
+    selection = {"block_tokens": 8, "score": "predicted"}
+    settings = {"max_steps": 2, "predictor": {"hidden": 16, "steps": 30}}
+    first = Run(tmp_path / "first", make_spec(tmp_path, model_folder, selection=selection, **settings))
+    assert first.wait() == EXIT_OK, first.log()
+    (made,) = first.of_kind("predictor")
+    assert not made.reused
+    assert made.settings["layers"] == [2]
+    assert 0 <= made.report["layers"]["2"]["recall"] <= 1
+    assert made.report["parameter_fraction"] == made.report["parameters"] / tiny_model().num_parameters()
+    (result,) = first.of_kind("result")
+    assert (result.report["score"], result.report["predictors"]) == ("predicted", made.report)
+    memory = {message.phase: message.predictor_bytes for message in first.of_kind("memory")}
+    assert memory["dense_reference"] == 0 < 4 * made.report["parameters"] <= memory["finetune"]
+    assert any("recall on held-out text" in event.message for event in first.of_kind("event"))
+
+    automatic = make_spec(tmp_path, model_folder, **settings)  # score: auto
+    second = Run(tmp_path / "second", automatic.model_copy(update={"job_id": "ftjob-second"}))
+    assert second.wait() == EXIT_OK, second.log()
+    (found,) = second.of_kind("predictor")
+    assert (found.reused, found.folder, found.report) == (True, made.folder, made.report)
+    scored = [second.of_kind("result")[0].report["score"]]
+    assert scored == ["predicted" if made.report["layers"]["2"]["recall"] >= 0.9 else "exact"]
 
 
 def test_sigterm_stops_at_a_step_boundary(tmp_path: Path, model_folder: Path) -> None:

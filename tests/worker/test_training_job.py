@@ -22,6 +22,8 @@ def test_warnings_are_told_and_kept_and_a_diverged_loss_ends_the_job(tmp_path: P
         attempt=1,
         model_name="tiny",
         model_folder=tmp_path,
+        fingerprint="0" * 64,
+        predictors_folder=tmp_path,
         training_path=tmp_path,
         validation_path=None,
         config=JengaConfig.preset("jenga"),

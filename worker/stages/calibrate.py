@@ -1,15 +1,17 @@
-"""What the dense model does before training: held-out loss, and the memory of one dense step to compare with."""
+"""Before training: held-out loss, the memory of one dense step to compare with, and, if asked, the layers'
+thresholds."""
 
 from __future__ import annotations
 
 from jenga_core.finetuning.dense_reference import measure_dense
 from jenga_core.finetuning.evaluation import HeldOut, evaluate
+from jenga_core.finetuning.thresholds import calibrate
 from worker.protocol import MemoryMessage, StepMessage
 from worker.training_job import TrainingJob
 
 
 def run(job: TrainingJob) -> None:
-    """Leaves dense and held_out_before."""
+    """Leaves dense, held_out_before and, where the selection is by threshold, the handle's thresholds."""
     assert job.model is not None and job.handle is not None and job.training is not None and job.plan is not None
     job.held_out_before = evaluate_held_out(job)
     if job.held_out_before is not None:
@@ -35,6 +37,24 @@ def run(job: TrainingJob) -> None:
             peak_bytes=job.dense.peak_bytes,
             device=str(job.device),
         )
+    )
+    if job.handle.config.enabled and job.handle.config.selection.by == "threshold":
+        _find_thresholds(job)
+
+
+def _find_thresholds(job: TrainingJob) -> None:
+    assert job.handle is not None and job.training is not None
+    held_out = job.validation or job.training
+    count = min(job.spec.config.calibration.samples, len(held_out.sequences))
+    chosen = [held_out.sequences[index * len(held_out.sequences) // count] for index in range(count)]
+    collate = job.collate()
+    found = calibrate(job.handle, [collate([sequence]) for sequence in chosen], job.spec.config.calibration)
+    found.save(job.folder / "thresholds.json")
+    job.reporter.event(
+        f"Thresholds of {len(found.by_layer)} layers, from {count} "
+        f"{'validation' if job.validation else 'training'} sequences: next-token accuracy of the sparse model "
+        f"{found.accuracy_before:.3f} with the mean scores, {found.accuracy_after:.3f} after the search",
+        data={"by_layer": {str(layer): value for layer, value in found.by_layer.items()}},
     )
 
 
