@@ -85,6 +85,10 @@ class SelectionConfig(_Part):
     run once without gradient, the set is chosen, and only its tokens run again with gradient, against the keys and
     values of all. `involved`: dense, with gradient; the only way, and so the default, when every layer chooses anew."""
 
+    mlp_keep_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Of the blocks that a layer computes from the entry layer on, the share whose MLP is computed too, those with the
+    largest intermediate activations (the paper's MLP extension). 1: all of them."""
+
     loss_on: Literal["involved", "all"] = "involved"
     """Tokens whose next-token loss is taken: those still involved at the last layer, or all with a label."""
 
@@ -108,6 +112,10 @@ class SelectionConfig(_Part):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
+        if self.mlp_keep_fraction < 1 and self.unselected == "forward_only":
+            raise ValueError(
+                "mlp_keep_fraction below 1 needs unselected='eliminated': forward-only tokens are computed exactly"
+            )
         if self.scope == "per_layer" and self.below_entry == "forward_only":
             raise ValueError(
                 "below_entry='forward_only' needs one set for all layers: "

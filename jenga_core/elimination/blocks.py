@@ -67,6 +67,25 @@ class Blocks:
             length_B=self.length_B.to(device),
         )
 
+    def mean(self, of_token_BT: Tensor) -> Tensor:
+        """B x N float32: the mean over the block's tokens; 0 where a sequence has fewer than N blocks."""
+        sums_BN = torch.zeros(self.document_of_block_BN.shape, device=of_token_BT.device)
+        is_real_BT = self.block_of_token_BT >= 0
+        sums_BN.scatter_add_(1, self.block_of_token_BT.clamp(min=0), of_token_BT.float() * is_real_BT)
+        return sums_BN / self.token_counts().clamp(min=1)
+
+    def among(self, token_index_BG: Tensor, is_kept_BG: Tensor) -> Blocks:
+        """The same blocks, renumbered, for the rows of kept tokens alone (ascending; surplus rows are padding)."""
+        old_BG = self.block_of_token_BT.gather(1, token_index_BG)
+        is_new_BG = torch.ones_like(is_kept_BG)
+        is_new_BG[:, 1:] = old_BG[:, 1:] != old_BG[:, :-1]
+        block_BG = torch.where(is_kept_BG, is_new_BG.cumsum(1) - 1, -1)
+        document_BG = torch.where(is_kept_BG, self.document_of_block_BN.gather(1, old_BG.clamp(min=0)), -1)
+        num_blocks = max(int(block_BG.max()) + 1, 1)
+        document_BN = document_BG.new_full((block_BG.shape[0], num_blocks), -1)
+        document_BN.scatter_reduce_(1, block_BG.clamp(min=0), document_BG, "amax")
+        return Blocks(block_BG, document_BN, self.block_tokens, is_kept_BG.sum(dim=1), is_plain=False)
+
     def _count(self, of_token_BT: Tensor) -> Tensor:
         counts_BN = torch.zeros_like(self.document_of_block_BN)
         is_real_BT = self.block_of_token_BT >= 0

@@ -84,7 +84,7 @@ class JengaHandle:
         """What the last training forward did."""
         if self._last is not None:
             return self._last
-        return JengaReport(self._enabled, self.score, self.entry_layer, (), 0, ())
+        return JengaReport(self._enabled, self.score, self.entry_layer, (), (), 0, ())
 
     @property
     def entry_layer(self) -> int:
@@ -243,8 +243,19 @@ class JengaHandle:
                 first = 0  # the layers below were run again for the same tokens
             fractions[first : last + 1] = [float(selection.kept_fraction)] * (last + 1 - first)
             spans.append(Span(first, last, tuple(selection.kept_BN[0].nonzero().flatten().tolist())))
+        mlp_fractions = list(fractions)
+        for layer, among in involvement.mlp_selections.items():
+            mlp_fractions[layer] *= float(among.kept_fraction)
         num_blocks = int((involvement.blocks.document_of_block_BN[0] >= 0).sum())
-        return JengaReport(True, self.score, self.entry_layer, tuple(fractions), num_blocks, tuple(spans))
+        return JengaReport(
+            enabled=True,
+            score=self.score,
+            entry_layer=self.entry_layer,
+            kept_fraction=tuple(fractions),
+            mlp_kept_fraction=tuple(mlp_fractions),
+            num_blocks=num_blocks,
+            spans=tuple(spans),
+        )
 
 
 def _check(parts: Parts, config: JengaConfig) -> None:
@@ -257,6 +268,13 @@ def _check(parts: Parts, config: JengaConfig) -> None:
             "a model that norms the residual stream itself (do_layer_norm_before=False) has no residual path for the "
             "gradient of forward-only tokens that come back; use scope='carried', or unselected='eliminated'",
             param="jenga.selection",
+        )
+    if selection.mlp_keep_fraction < 1 and parts.architecture.mlp is None:
+        model_type = parts.causal_lm.config.model_type
+        raise ConfigError(
+            f"models of type {model_type!r} compute the MLP inside the layer, which cannot be given fewer rows; "
+            "leave mlp_keep_fraction at 1",
+            param="jenga.selection.mlp_keep_fraction",
         )
     if selection.entry_layer is not None and selection.entry_layer >= num_layers:
         raise ConfigError(

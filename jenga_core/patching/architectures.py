@@ -25,6 +25,12 @@ class Architecture:
     attention: str = "self_attn"
     """The layer's attention module."""
 
+    mlp: str | None = "mlp"
+    """The layer's MLP module; None where the layer computes it in its own forward, which cannot be given fewer rows."""
+
+    mlp_down: str = "down_proj"
+    """The MLP's last linear layer."""
+
     adapter_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """The linear layers of attention, which get an adapter unless `lora.target_modules` says otherwise."""
 
@@ -44,7 +50,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma3_text": Architecture(),
     "phi3": Architecture(adapter_targets=("qkv_proj", "o_proj"), rope_types=()),
     "opt": Architecture(
-        adapter_targets=("q_proj", "k_proj", "v_proj", "out_proj"), rope_types=(), separates_documents=False
+        mlp=None, adapter_targets=("q_proj", "k_proj", "v_proj", "out_proj"), rope_types=(), separates_documents=False
     ),
 }
 """By transformers' `config.model_type`."""

@@ -9,6 +9,7 @@ Shapes   B batch, T tokens, G involved tokens, E hidden size, N blocks
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from jenga_core.elimination.informativeness import informativeness
 from jenga_core.elimination.selection import Selection, select
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
+from jenga_core.layers.mlp import mlp_of_chosen_rows
 from jenga_core.layers.rows import put_rows, take_rows
 from jenga_core.loss.segmented_cross_entropy import IGNORE
 from jenga_core.patching.parts import Parts
@@ -68,6 +70,8 @@ class Involvement:
             )
         self.selections: dict[int, Selection] = {}
         """By the layer that chose."""
+        self.mlp_selections: dict[int, Selection] = {}
+        """By layer: among the rows that it computes, those whose MLP is computed."""
         self.scores: dict[int, Tensor] = {}
         """Block scores that a selection was made from, float B x N."""
 
@@ -106,6 +110,27 @@ class Involvement:
             column=self.config.column,
             window_tokens=asked.window_tokens,
         )
+
+    def mlp_elimination(self, layer: int, selection: Selection) -> AbstractContextManager[None]:
+        """While the block runs, the MLP of `layer` computes only the most active of the selection's rows."""
+        if self.config.mlp_keep_fraction == 1:
+            return nullcontext()
+        architecture = self.parts.architecture
+        assert architecture.mlp is not None, "JengaHandle checks this"
+        mlp = getattr(self.parts.layers[layer], architecture.mlp)
+
+        def choose(activation_BG: Tensor) -> Selection:
+            if layer not in self.mlp_selections:
+                rows = self.blocks.among(selection.token_index_BG, selection.is_kept_BG)
+                self.mlp_selections[layer] = select(
+                    rows.mean(activation_BG),
+                    rows,
+                    take_rows(self.targets_BT, selection.token_index_BG) != IGNORE,
+                    keep_fraction=self.config.mlp_keep_fraction,
+                )
+            return self.mlp_selections[layer]
+
+        return mlp_of_chosen_rows(mlp, getattr(mlp, architecture.mlp_down), choose)
 
     def loss_targets(self) -> Tensor:
         """What each row that comes out of the last layer should predict, -100 where no loss is taken: B x T or B x

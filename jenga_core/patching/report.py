@@ -26,6 +26,10 @@ class JengaReport:
     kept_fraction: tuple[float, ...]
     """Share of real tokens involved, per layer, in the last training forward; empty before the first."""
 
+    mlp_kept_fraction: tuple[float, ...]
+    """Share of real tokens whose MLP is computed with gradient, per layer; differs from `kept_fraction` with MLP
+    elimination only."""
+
     num_blocks: int
     """Blocks of the first sequence."""
 

@@ -84,7 +84,8 @@ class Carried:
             return self._out(y_BTE, self._rows_again()) if is_last else y_BTE
         if index == self.exact_to:
             x_BxE = self._rows_again()
-        rows_BGE = forward(x_BxE, **_for_rows(arguments, self._selection))
+        with involvement.mlp_elimination(index, self._selection):
+            rows_BGE = forward(x_BxE, **_for_rows(arguments, self._selection))
         assert self._entry_BTE is not None
         return self._out(self._entry_BTE, rows_BGE) if is_last else rows_BGE
 
@@ -123,7 +124,9 @@ class PerLayer:
         selection = involvement.selection_at(index, x_BTE, arguments)
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)
         if involvement.config.unselected == "eliminated":
-            return put_rows(x_BTE, forward(rows_BGE, **_for_rows(arguments, selection)), selection)
+            with involvement.mlp_elimination(index, selection):
+                rows_BGE = forward(rows_BGE, **_for_rows(arguments, selection))
+            return put_rows(x_BTE, rows_BGE, selection)
         keys_and_values = KeysAndValues()
         with torch.no_grad():
             exact_BTE = forward(x_BTE, **{**arguments, "past_key_values": keys_and_values})

@@ -63,6 +63,13 @@ def test_settings_that_do_not_fit_the_model() -> None:
         apply_jenga(model, JengaConfig.preset("jenga"))
 
 
+def test_mlp_elimination_needs_an_mlp_module_and_eliminated_tokens() -> None:
+    with pytest.raises(ConfigError, match="compute the MLP inside the layer"):
+        apply_jenga(tiny_model("opt"), JengaConfig.preset("jenga", selection={"mlp_keep_fraction": 0.5}))
+    with pytest.raises(ConfigError, match="needs unselected='eliminated'"):
+        JengaConfig.preset("jenga", selection={"mlp_keep_fraction": 0.5, "unselected": "forward_only"})
+
+
 def test_inputs_that_training_cannot_take() -> None:
     model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
     apply_jenga(model, JengaConfig.preset("jenga"))

@@ -148,6 +148,43 @@ def test_carried_selection_is_its_specification(model_type: str, below: str, uns
             assert_within_budget("token_involvement", ours=gradients[name], truth=parameter.grad)
 
 
+@pytest.mark.parametrize("scope", ["carried", "per_layer"])
+@pytest.mark.parametrize("model_type", [name for name in MODEL_TYPES if not name.startswith("opt")])
+def test_mlp_elimination_is_its_specification(model_type: str, scope: str) -> None:
+    """Of the rows a layer computes, the blocks with the largest |intermediate activation| get an MLP, the others 0."""
+    model = tiny_model(model_type, attention="eager").double()
+    batch = tiny_batch(batch=1, tokens=80, padded=False)
+    del batch["attention_mask"]
+    policy = {"scope": scope, "below_entry": "involved", "entry_layer": 3, "keep_fraction": 0.5}
+    handle = apply_jenga(
+        model, JengaConfig.preset("jenga", selection={"block_tokens": BLOCK, "mlp_keep_fraction": 0.6, **policy})
+    )
+    seen: dict[str, Tensor] = {}
+    mlp = handle.parts.layers[3].mlp
+    hook = mlp.register_forward_hook(lambda _m, given, out: seen.update(x=given[0], y=out))
+    loss = model(**batch).loss
+    hook.remove()
+    report = handle.report()
+    assert len(report.spans[-1].blocks) == 5
+    assert report.mlp_kept_fraction == pytest.approx((1.0, 1.0, 1.0, 0.5 * 0.6))
+
+    x_GE = seen["x"][0]
+    assert x_GE.shape[0] == 5 * BLOCK
+    taken: list[Tensor] = []
+    hook = mlp.down_proj.register_forward_hook(lambda _m, given, _out: taken.append(given[0]))
+    dense_GE = mlp(x_GE[None])[0]
+    hook.remove()
+    activity_N = taken[0][0].abs().float().mean(-1).reshape(5, BLOCK).mean(1)
+    middle = activity_N[1:4].argmax() + 1  # the first block, and the last with a label, are kept whatever they score
+    for block in range(5):
+        rows = slice(block * BLOCK, (block + 1) * BLOCK)
+        expected = dense_GE[rows] if block in (0, int(middle), 4) else torch.zeros_like(dense_GE[rows])
+        torch.testing.assert_close(seen["y"][0, rows], expected)
+    loss.backward()
+    handle.undo()
+    assert "forward" not in vars(mlp)
+
+
 @pytest.mark.parametrize("below", ["involved", "forward_only"])
 def test_sequences_of_a_batch_do_not_meet(below: str) -> None:
     """A padded batch of three is three batches of one."""

@@ -74,7 +74,7 @@ def test_a_tick_that_raises_ends_the_training() -> None:
 
 def test_one_sequence_is_not_enough() -> None:
     handle = apply_jenga(tiny_model(), config(steps=12))
-    with pytest.raises(DataError, match="at least 2 sequences, .* got 1"):
+    with pytest.raises(DataError, match=r"at least 2 sequences, .*; got 1"):
         train_predictors(handle, sequences(1), PadRight(0), seed=0)
 
 
