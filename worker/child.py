@@ -53,6 +53,8 @@ class Child:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env={
+                        # OpenMP threads that spin while they wait make a step on a busy CPU many times slower.
+                        "OMP_WAIT_POLICY": "PASSIVE",
                         **os.environ,
                         "HF_HUB_OFFLINE": "1",
                         "PYTHONUNBUFFERED": "1",
