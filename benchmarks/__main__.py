@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = {"kernels": "benchmarks.kernels", "quality": "benchmarks.quality"}
+NAMES = {"kernels": "benchmarks.kernels", "quality": "benchmarks.quality", "speed": "benchmarks.speed"}
 
 
 def main() -> int:
