@@ -7,11 +7,9 @@ the child's process group holds everything it forked. On Linux the kernel sends 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -19,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jenga_core.errors import JengaError
+from jenga_core.service.processes import dies_with_this
 
 MAX_RESTARTS = 3
 RESTART_WINDOW_SECONDS = 600.0
 """A child that dies more often than MAX_RESTARTS within the window stops the service."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class ChildDiedError(JengaError):
@@ -50,7 +47,6 @@ class Child:
 
     def start(self) -> None:
         """Start it; output is appended to the log."""
-        parent = os.getpid()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.argv,
@@ -61,7 +57,7 @@ class Child:
                 cwd=self.cwd,
                 pass_fds=self.pass_fds,
                 start_new_session=True,
-                preexec_fn=lambda: _die_with(parent),  # safe: this process has one thread
+                preexec_fn=dies_with_this(signal.SIGTERM),  # safe: this process has one thread
             )
 
     def check(self) -> None:
@@ -113,11 +109,3 @@ def tail(path: Path, *, lines: int = 20) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 16_384))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
-
-
-def _die_with(parent: int) -> None:
-    """In the child, before exec: SIGTERM when the parent dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)

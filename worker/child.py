@@ -7,24 +7,21 @@ orphan keeps a GPU. To the kernel the parent is the thread that started the trai
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from jenga_core.service.processes import dies_with_this
 from worker.protocol import EVENTS_FD_VARIABLE
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is handed on in pieces, none of which will be a message."""
 
 READ_BYTES = 2**20
-PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Child:
@@ -63,7 +60,7 @@ class Child:
                     },
                     pass_fds=(writer, *keep_open),
                     start_new_session=True,
-                    preexec_fn=_die_with(os.getpid()),
+                    preexec_fn=dies_with_this(signal.SIGKILL),
                 )
         except BaseException:
             os.close(self._reader)
@@ -143,15 +140,3 @@ class Child:
         if len(self._buffer) > MAX_LINE_BYTES:
             lines, self._buffer = [*lines, self._buffer], b""
         return [line for line in lines if line.strip()]
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """For the child, before exec: have the kernel kill it when its parent dies, or leave if that has happened."""
-
-    def preexec() -> None:
-        if _libc is not None:
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:
-                os._exit(1)
-
-    return preexec

@@ -86,7 +86,8 @@ def pending() -> int:
 
 
 def ring_after_commit(session: Session, job_id: str) -> None:
-    """Ring once this session's transaction has committed; never before, so nobody looks for a row that is not there."""
+    """Ring once the transaction of `session` has committed; never before, so nobody looks for a row that is not
+    there."""
 
     def _ring(_session: Session) -> None:
         ring(job_id)
