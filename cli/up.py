@@ -33,9 +33,9 @@ from cli.settings import DataDir, settings_of
 from jenga_core.errors import ConfigError, ConflictError, JengaError
 from jenga_core.service import embedded
 from jenga_core.service.accounts.first_key import ensure_first_key
-from jenga_core.service.db import migrate as migrations
 from jenga_core.service.jobs import queue
 from jenga_core.service.settings import Settings
+from migrations.upgrade import upgrade
 
 READY_SECONDS = 120.0
 """All children must answer within this time of the start."""
@@ -85,7 +85,7 @@ def migrate(data_dir: DataDir = None) -> None:
 def prepare(settings: Settings) -> None:
     """Data folder, migrated database, first key. Doing it again changes nothing."""
     settings.folder()
-    migrations.upgrade(settings)
+    upgrade(settings)
     ensure_first_key(settings)
 
 

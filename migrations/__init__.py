@@ -1,1 +1,1 @@
-"""The database's history, one Alembic revision per file. Ships in the wheel, for `jenga_core.service.db.migrate`."""
+"""The database's history, one Alembic revision per file. `upgrade.upgrade(settings)` runs what is missing."""

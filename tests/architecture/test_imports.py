@@ -25,7 +25,7 @@ def test_the_import_contracts_hold() -> None:
     assert "0 broken" in python(code)
 
 
-@pytest.mark.parametrize("module", ["api.app", "cli.main", "worker.app", "jenga_core", "jenga_core.service.db.migrate"])
+@pytest.mark.parametrize("module", ["api.app", "cli.main", "worker.app", "jenga_core", "migrations.upgrade"])
 def test_the_service_starts_without_torch(module: str, tmp_path: Path) -> None:
     heavy = "{'torch', 'triton', 'transformers', 'peft', 'datasets'}"
     code = (

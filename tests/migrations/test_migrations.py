@@ -14,11 +14,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import CheckConstraint, create_engine, inspect
 from sqlalchemy.exc import IntegrityError
 
-from jenga_core.service.db.migrate import alembic_config, upgrade
 from jenga_core.service.db.models import Job
 from jenga_core.service.db.session import Database
 from jenga_core.service.jobs.state import JobStage, JobState
 from jenga_core.service.settings import Settings
+from migrations.upgrade import alembic_config, upgrade
 from tests.support import database as databases
 from tests.support.jobs import seed, submit_job
 

@@ -18,9 +18,9 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
-from jenga_core.service.db.migrate import upgrade
 from jenga_core.service.db.models import Job
 from jenga_core.service.settings import Settings
+from migrations.upgrade import upgrade
 
 KINDS = ("sqlite", "postgresql")
 POSTGRES_URL = os.environ.get("JENGA_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/postgres")

@@ -2,13 +2,11 @@
 
     upgrade(Settings())
 
-The revisions are found by importing the `migrations` package, so this works from a checkout and from an installed wheel
-and needs no alembic.ini.
+The revisions lie beside this file, so it works from a checkout and from an installed wheel and needs no alembic.ini.
 """
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from alembic import command
@@ -24,8 +22,7 @@ def upgrade(settings: Settings, revision: str = "head") -> None:
 
 def alembic_config(url: str) -> Config:
     """What Alembic's commands need to work on the database at this SQLAlchemy URL."""
-    package = importlib.import_module("migrations")
     config = Config()
-    config.set_main_option("script_location", str(Path(str(package.__file__)).parent).replace("%", "%%"))
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["database_url"] = url
     return config
