@@ -176,7 +176,7 @@ class PredictorConfig(_Part):
     hidden: int = Field(default=128, ge=8, le=4096)
     """Neurons after the first and after the second of a network's three matrices; training takes out dead ones."""
 
-    rank: int = Field(default=32, ge=1, le=1024)
+    rank: int = Field(default=32, ge=2, le=1024, multiple_of=2)
     """Length of the vectors whose product is a block pair's score."""
 
     steps: int = Field(default=300, ge=1, le=100_000)
@@ -189,11 +189,8 @@ class PredictorConfig(_Part):
     """Tokens of the training file that predictors learn from, an eighth of them held out to measure recall; fewer where
     the file has fewer. Their residual streams are kept in the host's memory meanwhile."""
 
-    learning_rate: float = Field(default=2e-3, gt=0, le=1)
-    """Peak, of AdamW."""
-
-    weight_decay: float = Field(default=0.1, ge=0, le=10)
-    """Of AdamW."""
+    learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    """Peak, of Adam."""
 
     min_recall: float = Field(default=0.9, ge=0, le=1)
     """With `selection.score` = `auto`, a job uses exact scores when the predictor of some layer recalls less."""

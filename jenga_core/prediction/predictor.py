@@ -6,7 +6,7 @@ and lets the blocks, T / b of them, ask each other:
     f(x)    = W3 relu(W2 relu(W1 x / rms(x)))                three low-rank matrices, one such network for Q, one for K
     I(Q)_m  = mean over the tokens i of block m of f_Q(x_i)                        in R^r
     I(K)_n  = mean over the tokens j of block n of f_K(x_j)                        in R^r
-    I_mn    = s (I(Q)_m . I(K)_n + a_mn)     m >= n, both in the same document     predicts I(B_mn)
+    I_mn    = s (R_m I(Q)_m) . (R_n I(K)_n)  m >= n, both in the same document     predicts I(B_mn)
     I_n     = the columns of I_mn, pooled as those of exact scores are             predicts I(B_n)
 
 Where we differ from the paper:
@@ -14,11 +14,12 @@ Where we differ from the paper:
 - Its x is the token's embedding. Ours is the residual stream as it enters the layer, which is what the layer's own
   queries and keys are made from: a layer in the middle, where the carried selection enters, needs it. Outlier channels
   of it reach 10^4, hence the division by the root mean square.
-- Exact scores are taken after RoPE and fall with distance; x knows of no distance. a_mn, one learnt number for each of
-  the distances m - n = 0, 1-2, 3-6, 7-14, ... does.
+- Exact scores are taken after RoPE and change with distance, but x knows of no position. R_n does for blocks what RoPE
+  does for tokens: it turns pairs of coordinates by n times an angle, so that the product depends on m - n. Without it,
+  even exact scores of unrotated queries and keys choose other blocks.
 - s, a constant, is the mean exact score: predictions have the unit of exact scores.
 
-Shapes   B batch, T tokens, N blocks, E hidden size, r rank, P real tokens of all sequences
+Shapes   B batch, T tokens, N blocks, E hidden size, r rank, C = r / 2 pairs of coordinates, P real tokens of a batch
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from torch import Tensor, nn
 from jenga_core.elimination.blocks import Blocks
 from jenga_core.elimination.informativeness import pool_columns
 
-DISTANCES = 20
-"""Distances are told apart by their power of two, up to 2^20 blocks."""
+ROTATION_BASE = 1000.0
+"""R turns by 1 radian per block in its fastest pair of coordinates, and by about 1 / 1000 in its slowest."""
 
 
 class TokenNetwork(nn.Module):
@@ -72,12 +73,12 @@ class LayerPredictor(nn.Module):
         """
         Args:
             hidden_size: E.
+            rank: r, even.
             reach_blocks: how many blocks back the layer's attention reaches; None: to the first.
         """
         super().__init__()
         self.query = TokenNetwork(hidden_size, query_hidden, rank)
         self.key = TokenNetwork(hidden_size, key_hidden, rank)
-        self.by_distance = nn.Parameter(torch.zeros(DISTANCES))
         self.register_buffer("scale", torch.ones(()))
         self.reach_blocks = reach_blocks
 
@@ -95,8 +96,10 @@ class LayerPredictor(nn.Module):
         x_PE = x_BTE[blocks.block_of_token_BT >= 0].float()
         x_PE = x_PE * x_PE.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt()
         tokens_BN = blocks.token_counts()
-        asks_BNR, answers_BNR = (_mean_of_blocks(network(x_PE), tokens_BN) for network in (self.query, self.key))
-        scores_BNN = asks_BNR @ answers_BNR.transpose(1, 2) + self._by_distance(blocks)
+        asks_BNR, answers_BNR = (
+            _rotated(_mean_of_blocks(network(x_PE), tokens_BN)) for network in (self.query, self.key)
+        )
+        scores_BNN = asks_BNR @ answers_BNR.transpose(1, 2)
         return (self.scale * scores_BNN).masked_fill(~blocks.seen(self.reach_blocks), 0)
 
     def pool(self, scores_BNN: Tensor, blocks: Blocks, column: Literal["mean", "sum"]) -> Tensor:
@@ -112,11 +115,6 @@ class LayerPredictor(nn.Module):
     def num_parameters(self) -> int:
         """Weights."""
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def _by_distance(self, blocks: Blocks) -> Tensor:
-        block_N = torch.arange(blocks.num_blocks, device=self.by_distance.device)
-        distance_NN = (block_N[:, None] - block_N).clamp(min=0)
-        return self.by_distance[(distance_NN + 1).float().log2().long()]
 
 
 class Predictors(nn.Module):
@@ -147,3 +145,14 @@ def _mean_of_blocks(values_PR: Tensor, tokens_BN: Tensor) -> Tensor:
     GPU gives the same bits every time."""
     sums_SR = torch.segment_reduce(values_PR, "sum", lengths=tokens_BN.flatten(), axis=0, initial=0)
     return sums_SR.view(*tokens_BN.shape, -1) / tokens_BN.clamp(min=1).unsqueeze(-1)
+
+
+def _rotated(vectors_BNR: Tensor) -> Tensor:
+    """R_n applied to the vector of each block n: coordinates d and r / 2 + d turned by n / base^(2d / r)."""
+    N, half = vectors_BNR.shape[1], vectors_BNR.shape[2] // 2
+    block_N = torch.arange(N, device=vectors_BNR.device, dtype=torch.float32)
+    speed_C = ROTATION_BASE ** (-torch.arange(half, device=vectors_BNR.device) / half)
+    angle_NC = block_N[:, None] * speed_C
+    cos_NC, sin_NC = angle_NC.cos(), angle_NC.sin()
+    u_BNC, v_BNC = vectors_BNR.split(half, dim=2)
+    return torch.cat([u_BNC * cos_NC - v_BNC * sin_NC, u_BNC * sin_NC + v_BNC * cos_NC], dim=2)

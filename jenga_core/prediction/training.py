@@ -1,13 +1,12 @@
 """Fit one layer's predictor to the exact scores of the frozen model, and say how well it chooses.
 
-Selection needs the order of the blocks near the cut more than anybody's exact score, so the loss has two terms:
+The loss is smooth L1 between predicted and exact I_mn, in units of the mean exact score, over all pairs that see each
+other. (A cross entropy on "is the block kept?" beside it fits the training sequences better and chooses worse on
+others.) The first block of a document, the attention sink, towers over the others and is kept whatever it scores: its
+column is left out.
 
-    pairs    smooth L1 between predicted and exact I_mn, over all pairs that see each other
-    choice   binary cross entropy between "is it kept?" and the distance of its predicted score from the exact cut, the
-             midpoint between the lowest score that is kept and the highest that is not
-
-The first block and the last one of a document are kept whatever they score: they are left out of the choice and of the
-count of what was found, and the first block's column, which towers over the others, out of the pairs.
+What a predictor is worth is how it chooses. The first and the last block of a document are kept whatever they score, so
+they are not counted:
 
     recall      of the blocks that exact scores choose, the share that predicted scores choose
     precision   of the blocks that predicted scores choose, the share that exact scores choose
@@ -34,10 +33,6 @@ from jenga_core.elimination.blocks import Blocks
 from jenga_core.elimination.selection import indispensable, select
 from jenga_core.prediction.elastic_size import ElasticSize
 from jenga_core.prediction.predictor import LayerPredictor
-
-CHOICE_WIDTH = 0.4
-"""A predicted score this many standard deviations of the exact ones above the cut is kept with a probability of
-73 %."""
 
 WARM_UP_STEPS = 20
 PRUNINGS = 4
@@ -109,7 +104,7 @@ def train_layer(
         )
     predictor.scale.fill_(_mean_score(samples, reach_blocks))
     predictor.to(device).train()
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.Adam(predictor.parameters(), lr=config.learning_rate)
     elastic = [ElasticSize(network, optimizer) for network in (predictor.query, predictor.key)]
     prune_every_steps = max(config.steps * 3 // (4 * PRUNINGS), 1)
     draw = torch.Generator().manual_seed(seed)
@@ -120,7 +115,7 @@ def train_layer(
         drawn = torch.randint(len(samples), (config.samples_per_step,), generator=draw).tolist()
         total = 0.0
         for index in drawn:
-            loss = _loss(predictor, samples[index].to(device), selection) / len(drawn)
+            loss = _loss(predictor, samples[index].to(device)) / len(drawn)
             loss.backward()
             total += float(loss.detach())
         optimizer.step()
@@ -195,22 +190,13 @@ def measure(predictor: LayerPredictor, samples: Sequence[Sample], selection: Sel
     return Found(wanted, chosen, both, by_chance)
 
 
-def _loss(predictor: LayerPredictor, sample: Sample, selection: SelectionConfig) -> Tensor:
-    blocks = sample.blocks
-    predicted_BNN = predictor.pair_scores(sample.x_BTE, blocks)
-    counts_BNN = _counted_pairs(blocks, predictor.reach_blocks)
-    pairs = F.smooth_l1_loss(
-        (predicted_BNN / predictor.scale)[counts_BNN], (sample.scores_BNN / predictor.scale)[counts_BNN]
-    )
-    exact_BN = predictor.pool(sample.scores_BNN, blocks, selection.column)
-    is_free_BN, is_kept_BN = _choice(exact_BN, blocks, selection)
-    cut_BN = _cut(exact_BN, is_free_BN, is_kept_BN, blocks)
-    is_free_BN = is_free_BN & cut_BN.isfinite()
-    if int(is_free_BN.sum()) < 2:  # all blocks are forced, or all free ones kept: no choice to learn
-        return pairs if bool(counts_BNN.any()) else predicted_BNN.sum() * 0
-    width = CHOICE_WIDTH * exact_BN[is_free_BN].std().clamp(min=1e-6)
-    above_BN = (predictor.pool(predicted_BNN, blocks, selection.column) - cut_BN) / width
-    return pairs + F.binary_cross_entropy_with_logits(above_BN[is_free_BN], is_kept_BN[is_free_BN].float())
+def _loss(predictor: LayerPredictor, sample: Sample) -> Tensor:
+    predicted_BNN = predictor.pair_scores(sample.x_BTE, sample.blocks)
+    counts_BNN = _counted_pairs(sample.blocks, predictor.reach_blocks)
+    if not bool(counts_BNN.any()):  # documents of one block
+        return predicted_BNN.sum() * 0
+    scale = predictor.scale
+    return F.smooth_l1_loss(predicted_BNN[counts_BNN] / scale, sample.scores_BNN[counts_BNN] / scale)
 
 
 def _choice(scores_BN: Tensor, blocks: Blocks, selection: SelectionConfig) -> tuple[Tensor, Tensor]:
@@ -223,18 +209,6 @@ def _choice(scores_BN: Tensor, blocks: Blocks, selection: SelectionConfig) -> tu
     is_first_BN, is_last_BN = indispensable(blocks.document_of_block_BN, blocks.any_token(is_real_BT))
     is_free_BN = (blocks.document_of_block_BN >= 0) & ~is_first_BN & ~is_last_BN
     return is_free_BN, kept_BN & is_free_BN
-
-
-def _cut(scores_BN: Tensor, is_free_BN: Tensor, is_kept_BN: Tensor, blocks: Blocks) -> Tensor:
-    """The score that divides a document's free blocks, for each block; infinite or NaN where it keeps all or none."""
-    document_BN = blocks.document_of_block_BN.clamp(min=0)
-
-    def of_document(values_BN: Tensor, start: float, reduce: str) -> Tensor:
-        return torch.full_like(values_BN, start).scatter_reduce_(1, document_BN, values_BN, reduce)
-
-    lowest_kept = of_document(scores_BN.masked_fill(~(is_free_BN & is_kept_BN), math.inf), math.inf, "amin")
-    highest_left = of_document(scores_BN.masked_fill(~is_free_BN | is_kept_BN, -math.inf), -math.inf, "amax")
-    return ((lowest_kept + highest_left) / 2).gather(1, document_BN)
 
 
 def _counted_pairs(blocks: Blocks, reach_blocks: int | None) -> Tensor:

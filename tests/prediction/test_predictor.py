@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 
 import pytest
@@ -14,8 +15,7 @@ from jenga_core.prediction.predictor import LayerPredictor, Predictors
 
 def predictor(reach_blocks: int | None = None) -> LayerPredictor:
     torch.manual_seed(0)
-    made = LayerPredictor(12, query_hidden=(9, 7), key_hidden=(8, 6), rank=5, reach_blocks=reach_blocks)
-    torch.nn.init.normal_(made.by_distance)
+    made = LayerPredictor(12, query_hidden=(9, 7), key_hidden=(8, 6), rank=6, reach_blocks=reach_blocks)
     made.scale.fill_(1.7)
     return made
 
@@ -51,9 +51,13 @@ def by_the_formula(model: LayerPredictor, x_BTE: Tensor, blocks: Blocks) -> Tens
                     continue
                 if model.reach_blocks is not None and m - n > model.reach_blocks:
                     continue
-                asked = mean_of_block(model.query, m) @ mean_of_block(model.key, n)
-                distance = model.by_distance[int(math.log2(m - n + 1))]
-                scores_BNN[b, m, n] = model.scale * (asked + distance)
+                asks, answers = mean_of_block(model.query, m).tolist(), mean_of_block(model.key, n).tolist()
+                score = 0.0
+                for d in range(3):  # rank 6: three pairs of coordinates, as complex numbers
+                    turned = cmath.rect(1, (m - n) / 1000 ** (d / 3))
+                    product = complex(asks[d], asks[d + 3]) * turned * complex(answers[d], -answers[d + 3])
+                    score += product.real
+                scores_BNN[b, m, n] = model.scale * score
     return scores_BNN
 
 
