@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cli.connection import Service, connected
 from cli.settings import DataDir, settings_of
 from cli.tables import show, table
+from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -40,6 +41,7 @@ def submit(
 ) -> None:
     """Upload the files, create a fine-tuning job, and print its id."""
     request: dict[str, Any] = {"model": model, "jenga": options(option or ()), "suffix": suffix}
+    JengaConfig.parse(request["jenga"])  # a mistyped option is said before the files travel
     with connected(settings_of(data_dir)) as service:
         request["training_file"] = _upload(service, file)
         if validation is not None:
@@ -56,7 +58,8 @@ def watch(job_id: JobId, data_dir: DataDir = None) -> None:
             job = service.get(f"/fine_tuning/jobs/{job_id}")
             for event in _new_events(service, job_id, seen):
                 at = datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S")
-                console.print(f"{at}  {event['message']}", style=_STYLES.get(event["level"]), markup=False)
+                style = _STYLES.get(event["level"])
+                console.print(f"{at}  {event['message']}", style=style, markup=False, soft_wrap=True)
             extra = job.get("jenga") or {}
             bar.update(
                 task,

@@ -26,6 +26,8 @@ from typing import Annotated
 
 import httpx
 import typer
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from cli.children import Child, tail
 from cli.connection import address_file
@@ -83,9 +85,12 @@ def migrate(data_dir: DataDir = None) -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Data folder, migrated database, first key. Doing it again changes nothing."""
+    """Data folder, migrated database, first key. Doing it again changes nothing. ConfigError: no usable database."""
     settings.folder()
-    upgrade(settings)
+    try:
+        upgrade(settings)
+    except OperationalError as error:
+        raise ConfigError(f"the database {make_url(settings.database)!r} cannot be used: {error.orig}") from error
     ensure_first_key(settings)
 
 
@@ -115,6 +120,8 @@ def _start(stack: ExitStack, settings: Settings, listener: socket.socket, addres
         start("broker", embedded.command(path, settings.folder("broker")), stop_seconds=5)
         stack.enter_context(_recorded(settings.broker_address_file, embedded.url(path)))
         wait("the broker", lambda: embedded.answers(path))
+    else:
+        queue.check(settings)
 
     run, ops = (f"{role}-{secrets.token_hex(3)}@{socket.gethostname()}" for role in ("run", "ops"))
     start("worker", _celery(run, queue.RUN_QUEUE, workers), stop_seconds=40)

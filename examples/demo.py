@@ -153,7 +153,10 @@ def show(client: OpenAI, job: dict[str, Any]) -> None:
     table.add_row("activations saved for backward, this job", f"{ours / 2**20:,.0f} MiB")
     table.add_row("the same, dense LoRA in the same process", f"{dense / 2**20:,.0f} MiB ({ours / dense:.0%} of it)")
     for first, last, fraction in runs(selection["kept_fraction"]):
-        table.add_row(f"tokens kept in layers {first} to {last}", f"{fraction:.0%}")
+        table.add_row(f"tokens involved in layers {first} to {last}", f"{fraction:.0%}")
+    policy, entry = job["jenga"]["config"]["selection"], report["entry_layer"]
+    below, above = (policy[key].replace("_", "-") for key in ("below_entry", "unselected"))
+    table.add_row("the other tokens", f"{below} below layer {entry}, {above} from there on")
     table.add_row("scores", str(report["score"]))
     console.print(table)
 

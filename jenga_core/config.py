@@ -93,7 +93,8 @@ class SelectionConfig(_Part):
     """Tokens whose next-token loss is taken: those still involved at the last layer, or all with a label."""
 
     entry_layer: int | None = Field(default=None, ge=0)
-    """First layer with elimination, counted from 0; layers below are dense. None means half of the layers."""
+    """The layer that chooses (`per_layer`: the first that does), counted from 0; the layers below compute every token.
+    None means half of the layers."""
 
     block_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens per block. Blocks start at each document's first token."""
@@ -289,6 +290,8 @@ class JengaConfig(_Part):
             first = error.errors()[0]
             where = ".".join([param, *(str(part) for part in first["loc"])])
             message = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                message = "no such setting; jenga_core/config.py lists them"
             got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
             raise ConfigError(f"{where}: {message}{got}", param=where) from error
 

@@ -56,7 +56,7 @@ def test_the_short_form_leaves_the_rest_of_the_selection() -> None:
         ({"keep_fraction": 0.5, "selection": {"keep_fraction": 0.4}}, "jenga", "given twice"),
         ({"preset": "magic"}, "jenga", "preset must be one of 'jenga', 'jenga-paper', 'lora'; got 'magic'"),
         ({"preset": ["jenga"]}, "jenga", "preset must be one of"),
-        ({"colour": "red"}, "jenga.colour", "Extra inputs are not permitted (got 'red')"),
+        ({"colour": "red"}, "jenga.colour", "no such setting; jenga_core/config.py lists them (got 'red')"),
         ({"selection": {"score": "psychic"}}, "jenga.selection.score", "(got 'psychic')"),
         ({"selection": 3}, "jenga.selection", "(got 3)"),
         ({"context_length_tokens": 8}, "jenga.context_length_tokens", "greater than or equal to 16"),

@@ -81,7 +81,7 @@ class Watcher(Protocol):
         """A checkpoint is complete on disk."""
 
     def should_stop(self) -> bool:
-        """True ends the run after this step."""
+        """True ends the run after this step, with a checkpoint to go on from."""
 
 
 @dataclass(frozen=True)
@@ -208,4 +208,4 @@ class _Callback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.watcher.should_stop():
-            control.should_training_stop = True
+            control.should_training_stop = control.should_save = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """Layers that share one selection, and the blocks they keep in the first sequence of the batch."""
+    """Layers that share one selection, and its blocks in the first sequence of the batch."""
 
     first_layer: int
     last_layer: int
@@ -46,11 +46,11 @@ class JengaReport:
         covered = 0
         for span in self.spans:
             if span.first_layer > covered:
-                lines.append(f"  layers {covered:>3} - {span.first_layer - 1:<3} every token")
+                lines.append(f"  layers {covered:>3} - {span.first_layer - 1:<3} every token involved")
             share = self.kept_fraction[span.first_layer]
             blocks = " ".join(map(str, span.blocks))
             lines.append(
-                f"  layers {span.first_layer:>3} - {span.last_layer:<3} {share:.0%} of tokens, blocks {blocks}"
+                f"  layers {span.first_layer:>3} - {span.last_layer:<3} {share:.0%} of tokens involved, blocks {blocks}"
             )
             covered = span.last_layer + 1
         return "\n".join(lines)

@@ -50,12 +50,14 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The SQLAlchemy URL; plain postgres URLs get the psycopg 3 driver."""
+        """The SQLAlchemy URL; plain postgres URLs get the psycopg 3 driver. Raises ConfigError for other databases."""
         if self.database_url is None:
             return f"sqlite:///{self.folder() / 'jenga.db'}"
         scheme, separator, rest = self.database_url.partition("://")
         if scheme in ("postgres", "postgresql"):
             return f"postgresql+psycopg{separator}{rest}"
+        if scheme.partition("+")[0] not in ("postgresql", "sqlite"):
+            raise ConfigError(f"JENGA_DATABASE_URL begins with {scheme!r}; expected postgresql:// or sqlite://")
         return self.database_url
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +64,25 @@ def test_address_comes_from_the_variable_then_the_running_service_then_the_defau
 def test_without_a_key_the_error_says_where_keys_are(tmp_path: Path) -> None:
     with pytest.raises(AuthenticationError, match=r"JENGA_API_KEY.*admin\.key"):
         Service(settings_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("JENGA_MAX_ATTEMPTS", "many", "JENGA_MAX_ATTEMPTS: Input should be a valid integer"),
+        ("JENGA_DATABASE_URL", "mysql://host/name", "expected postgresql:// or sqlite://"),
+        ("JENGA_DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/name", "me:***@127.0.0.1:1/name cannot be used"),
+        ("JENGA_BROKER_URL", "redis://127.0.0.1:1/0", "the broker of JENGA_BROKER_URL does not answer"),
+    ],
+)
+def test_what_up_cannot_stand_on_is_one_error_and_exit_code_1(
+    tmp_path: Path, name: str, value: str, words: str
+) -> None:
+    environment = {**os.environ, name: value}
+    argv = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--data-dir", str(tmp_path)]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ") and words in done.stderr
 
 
 def test_an_unreachable_service_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_no_held_out_document_is_trained_on() -> None:
 def test_the_library_example_runs() -> None:
     done = subprocess.run([sys.executable, EXAMPLES / "library.py"], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "44% of tokens, blocks 0 " in done.stdout
+    assert "44% of tokens involved, blocks 0 " in done.stdout
 
 
 @pytest.mark.parametrize(("trained", "exit_code"), [(True, 0), (False, 1)])

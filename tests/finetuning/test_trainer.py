@@ -110,10 +110,11 @@ def test_a_resumed_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
     assert [entry["loss"] for entry in finished.history] == whole.losses
 
 
-def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:
+def test_a_watcher_can_stop_the_run_and_nothing_is_lost(tmp_path: Path) -> None:
     watcher, finished, _ = run(tmp_path, config(max_steps=16), watcher=Recorder(stop_after=3))
     assert finished.stopped_at_step == 3
     assert sorted(watcher.steps) == [1, 2, 3]
+    assert [folder.name for folder in watcher.checkpoints] == ["checkpoint-3"]
 
 
 def test_saved_adapter_loads_with_plain_peft_and_changes_the_logits(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_report() -> None:
     assert (report.enabled, report.score, report.entry_layer, report.num_blocks) == (True, "recent", 2, 10)
     assert report.kept_fraction == pytest.approx((1.0, 1.0, 0.4, 0.4))
     assert [(span.first_layer, span.last_layer, span.blocks) for span in report.spans] == [(2, 3, (0, 7, 8, 9))]
-    assert "40% of tokens, blocks 0 7 8 9" in str(report)
+    assert "40% of tokens involved, blocks 0 7 8 9" in str(report)
     handle.undo()
 
     handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8}))

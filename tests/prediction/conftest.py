@@ -19,24 +19,23 @@ BLOCK_TOKENS = 8
 Trained = tuple[Predictors, dict[int, LayerReport]]
 
 
-def config(*, steps: int = 200, **selection: Any) -> JengaConfig:
-    predictor = {"hidden": 64, "rank": 16, "steps": steps, "learning_rate": 5e-3}
+def config(*, steps: int = 150, **selection: Any) -> JengaConfig:
+    predictor = {"hidden": 64, "rank": 16, "steps": steps}
     return JengaConfig.preset("jenga", selection={"block_tokens": BLOCK_TOKENS, **selection}, predictor=predictor)
 
 
-def sequences(count: int = 48, tokens: int = 128) -> list[dict[str, Any]]:
-    """Every block speaks one of 15 dialects of 16 words."""
+def sequences(count: int = 64, tokens: int = 128) -> list[dict[str, Any]]:
+    """Every block repeats one of 15 words."""
     generator = torch.Generator().manual_seed(3)
     made = []
     for _ in range(count):
-        dialect = torch.randint(0, 15, (tokens // BLOCK_TOKENS, 1), generator=generator)
-        words = torch.randint(0, 16, (tokens // BLOCK_TOKENS, BLOCK_TOKENS), generator=generator)
-        ids = (3 + dialect * 16 + words).flatten().tolist()
+        words = torch.randint(3, 18, (tokens // BLOCK_TOKENS,), generator=generator)
+        ids = words.repeat_interleave(BLOCK_TOKENS).tolist()
         made.append({"input_ids": ids, "labels": ids})
     return made
 
 
-def train(settings: JengaConfig, *, count: int = 48, seed: int = 0) -> Trained:
+def train(settings: JengaConfig, *, count: int = 64, seed: int = 0) -> Trained:
     handle = apply_jenga(tiny_model(), settings)
     return train_predictors(handle, sequences(count), PadRight(0), seed=seed)
 

@@ -26,7 +26,7 @@ RUNNING, SUCCEEDED, FAILED, QUEUED = (
 HOSTILE = "<img src=x onerror=alert(1)>"
 """Text that must arrive on the page as text."""
 
-LAYERS, ENTRY_LAYER, BLOCKS = 30, 15, 16
+LAYERS, BLOCKS = 30, 16
 
 
 def seed(session: Session, team: Team) -> None:
@@ -73,7 +73,7 @@ def seed(session: Session, team: Team) -> None:
         result_files=["file-metrics", "file-adapter"],
         report={
             "score": "exact",
-            "kept_fraction": [1.0] * ENTRY_LAYER + [0.375] * (LAYERS - ENTRY_LAYER),
+            "kept_fraction": [0.375] * LAYERS,
             "activation_bytes": 120_700_000,
             "held_out_before": {"loss": 2.5113, "tokens": 8_190},
             "held_out_after": {"loss": 2.2047, "tokens": 8_190},
@@ -145,14 +145,13 @@ def add_step(session: Session, job_id: str, step: int, created_at: float) -> Non
     )
     if step:
         blocks = sorted({0, BLOCKS - 1, *((step * k + k * k) % BLOCKS for k in range(2, 7))})
-        above = len(blocks) / BLOCKS
         session.add(
             JobSelection(
                 job_id=job_id,
                 step=step,
                 num_blocks=BLOCKS,
-                kept_fraction={"layers": [1.0] * ENTRY_LAYER + [above] * (LAYERS - ENTRY_LAYER)},
-                kept_blocks={"spans": [{"first_layer": ENTRY_LAYER, "last_layer": LAYERS - 1, "blocks": blocks}]},
+                kept_fraction={"layers": [len(blocks) / BLOCKS] * LAYERS},
+                kept_blocks={"spans": [{"first_layer": 0, "last_layer": LAYERS - 1, "blocks": blocks}]},
                 created_at=created_at,
             )
         )

@@ -155,7 +155,7 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
         "Activations saved for backward: 121 MB instead of 640 MB (5.3\N{MULTIPLICATION SIGN} less)."
     )
     expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(1)
-    expect(page.locator("#selection-summary")).to_contain_text("Layers below 15 keep all.")
+    expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 15.")
     expect(page.locator("#events li").first).to_contain_text("warning2 rows were cut")
     assert _fits(page)
 

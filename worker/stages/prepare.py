@@ -40,14 +40,12 @@ def run(job: TrainingJob) -> None:
     set_seed(spec.seed)
     model = load_model(spec.model_folder, spec.config, job.device)
     job.model = add_adapter(model, spec.config.lora)
-    job.handle = apply_jenga(job.model, _without_predictors(spec.config))
-    job.reporter.event(
-        f"Model {spec.model_name} on {job.device}: {job.handle.report()}",
-        data={"score": job.handle.score, "entry_layer": job.handle.entry_layer},
-    )
+    job.handle = apply_jenga(job.model, without_predictors(spec.config))
+    method = f"jenga, selecting from layer {job.handle.entry_layer} on" if spec.config.enabled else "dense LoRA"
+    job.reporter.event(f"Model {spec.model_name} on {job.device}: {method}")
 
 
-def _without_predictors(config: JengaConfig) -> JengaConfig:
+def without_predictors(config: JengaConfig) -> JengaConfig:
     """The config until the train_predictors stage: `predicted` is asked for, but nothing can predict yet."""
     if config.selection.score != "predicted":
         return config

@@ -46,8 +46,8 @@ def _report(job: TrainingJob) -> dict[str, Any]:
     report = job.handle.report()
     return {
         "enabled": report.enabled,
-        "score": report.score,
-        "entry_layer": report.entry_layer,
+        "score": report.score if report.enabled else None,
+        "entry_layer": report.entry_layer if report.enabled else None,
         "predictors": None if job.predictors is None else report_on(job.predictors, job.model),
         "kept_fraction": list(report.kept_fraction),
         "thresholds": None if job.handle.thresholds is None else dict(job.handle.thresholds.by_layer),

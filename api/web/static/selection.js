@@ -1,4 +1,5 @@
-// Which blocks of tokens stayed involved in which layer, at one training step, and the share kept per layer.
+// Which blocks of tokens were involved in which layer at one training step, what became of the others, and the share per
+// layer.
 
 import { axis, chart, colour } from "./chart.js";
 import { byId, el, fill } from "./dom.js";
@@ -6,26 +7,29 @@ import * as format from "./format.js";
 
 const slider = byId("selection-step");
 let selections = [];
-let blockTokens = null;
+let policy = {};
+
+const ELIMINATED = 0, FORWARD_ONLY = 1, INVOLVED = 2;
+const FATES = ["eliminated", "forward-only", "involved"];
 
 const draw = chart(byId("selection-chart"), (selection) => {
   const layers = selection.kept_fraction.length;
-  const kept = keptByLayer(selection);
-  const label = (layer, block) => `Layer ${layer}, block ${block}${tokens(block)}: ${kept[layer][block] ? "kept" : "eliminated"}`;
+  const fates = fatesByLayer(selection);
+  const label = (layer, block) => `Layer ${layer}, block ${block}${tokens(block)}: ${FATES[fates[layer][block]]}`;
   const gap = selection.num_blocks <= 160 ? 1 : 0;
   return {
     traces: [
-      { type: "heatmap", z: kept, zmin: 0, zmax: 1, showscale: false, xgap: gap, ygap: 1,
-        colorscale: [[0, colour("gone")], [1, colour("ours")]],
-        text: kept.map((row, layer) => row.map((_, block) => label(layer, block))), hovertemplate: "%{text}<extra></extra>" },
+      { type: "heatmap", z: fates, zmin: ELIMINATED, zmax: INVOLVED, showscale: false, xgap: gap, ygap: 1,
+        colorscale: [[0, colour("gone")], [0.5, colour("forward")], [1, colour("ours")]],
+        text: fates.map((row, layer) => row.map((_, block) => label(layer, block))), hovertemplate: "%{text}<extra></extra>" },
       { type: "bar", orientation: "h", x: selection.kept_fraction, xaxis: "x2", marker: { color: colour("ours") },
-        width: 0.7, hovertemplate: "Layer %{y}: %{x:.0%} of tokens kept<extra></extra>" },
+        width: 0.7, hovertemplate: "Layer %{y}: %{x:.0%} of tokens involved<extra></extra>" },
     ],
     layout: {
       height: Math.max(220, Math.min(90 + 11 * layers, 620)),
       margin: { l: 46, r: 24, t: 8, b: 44 },
       xaxis: axis("block", { domain: [0, 0.8], showgrid: false, tickformat: "d" }),
-      xaxis2: axis("share kept", { domain: [0.84, 1], range: [0, 1], tickformat: ".0%", tickvals: [1], fixedrange: true }),
+      xaxis2: axis("share involved", { domain: [0.84, 1], range: [0, 1], tickformat: ".0%", tickvals: [1], fixedrange: true }),
       yaxis: axis("layer", { showgrid: false, tickformat: "d" }),
     },
   };
@@ -35,12 +39,12 @@ const draw = chart(byId("selection-chart"), (selection) => {
 export function showSelection(data, job, ended) {
   const atNewest = Number(slider.value) >= selections.length - 1;
   selections = data;
-  blockTokens = job.jenga.config?.selection?.block_tokens ?? null;
+  policy = job.jenga.config?.selection ?? {};
   byId("selection").hidden = data.length === 0;
   if (data.length === 0) {
     const dense = job.jenga.config?.enabled === false;
     const none = ended ? "The job ended before its first selection." : "Known once training begins.";
-    fill(byId("selection-summary"), dense ? "A dense job: every layer keeps every block." : none);
+    fill(byId("selection-summary"), dense ? "A dense job: every token is involved in every layer." : none);
     return;
   }
   slider.max = data.length - 1;
@@ -68,25 +72,31 @@ function show() {
 
 const spanOf = ({ spans }, layer) => spans.find((span) => span.first_layer <= layer && layer <= span.last_layer);
 
-/** One row of 0 and 1 per layer; a layer in no span keeps all blocks. */
-function keptByLayer(selection) {
+const entryOf = (selection) => policy.entry_layer ?? Math.floor(selection.kept_fraction.length / 2);
+
+/** What became of every block, a row per layer; a layer in no span involves all of them. */
+function fatesByLayer(selection) {
   return selection.kept_fraction.map((_, layer) => {
     const span = spanOf(selection, layer);
-    const row = new Array(selection.num_blocks).fill(span ? 0 : 1);
-    for (const block of span?.blocks ?? []) row[block] = 1;
+    const others = layer < entryOf(selection) ? policy.below_entry : policy.unselected;
+    const row = new Array(selection.num_blocks).fill(!span ? INVOLVED : others === "forward_only" ? FORWARD_ONLY : ELIMINATED);
+    for (const block of span?.blocks ?? []) row[block] = INVOLVED;
     return row;
   });
 }
 
 function tokens(block) {
+  const blockTokens = policy.block_tokens;
   return blockTokens ? ` (tokens ${block * blockTokens}–${(block + 1) * blockTokens - 1})` : "";
 }
 
-function summarize({ step, num_blocks: total, kept_fraction: shares, spans }) {
-  const mean = shares.reduce((sum, share) => sum + share, 0) / shares.length;
-  const average = `${format.percent(mean)} of tokens on average over all ${shares.length} layers`;
-  if (spans.length !== 1) return `Step ${step}: kept ${average}.`;
+function summarize(selection) {
+  const { step, num_blocks: total, kept_fraction: shares, spans } = selection;
+  const mean = format.percent(shares.reduce((sum, share) => sum + share, 0) / shares.length);
+  const average = `On average over all ${shares.length} layers, ${mean} of tokens are involved.`;
+  if (spans.length !== 1) return `Step ${step}. ${average}`;
   const [{ first_layer: first, last_layer: last, blocks }] = spans;
-  const below = first > 0 ? ` Layers below ${first} keep all.` : "";
-  return `Step ${step}: ${blocks.length} of ${total} blocks kept in layers ${first}–${last}.${below} That is ${average}.`;
+  const chosen = `Step ${step}: ${blocks.length} of ${total} blocks`;
+  if (first > 0) return `${chosen} are involved in layers ${first}–${last}, all of them below. ${average}`;
+  return `${chosen}, ${mean} of tokens, are involved in every layer. They were chosen at layer ${entryOf(selection)}.`;
 }

@@ -5,6 +5,7 @@ import { byId, el, fill } from "./dom.js";
 import * as format from "./format.js";
 
 const files = new Map();
+const words = (choice) => choice.replaceAll("_", "-");
 
 /** The job's settings, in the order in which people ask for them. */
 export function showSettings(job) {
@@ -13,8 +14,10 @@ export function showSettings(job) {
   const entry = selection.entry_layer === null ? "the middle layer" : `layer ${selection.entry_layer}`;
   const fixed = { preset: config.preset };
   if (config.enabled) {
-    fixed.keep = `${format.percent(selection.keep_fraction)} of blocks of ${selection.block_tokens} tokens`;
-    fixed.selection = selection.scope === "carried" ? `once, carried from ${entry} on` : `in each layer, from ${entry} on`;
+    const share = selection.by === "threshold" ? "those over the layer's threshold" : format.percent(selection.keep_fraction);
+    fixed.involved = `${share} of blocks of ${selection.block_tokens} tokens`;
+    fixed.selection = selection.scope === "carried" ? `once, at ${entry}` : `in each layer, from ${entry} on`;
+    fixed["other blocks"] = `${words(selection.below_entry)} below, ${words(selection.unselected)} from there on`;
     fixed.scores = selection.score;
   }
   Object.assign(fixed, {

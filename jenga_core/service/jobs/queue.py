@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError as TransportError
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from jenga_core.errors import ConfigError
 from jenga_core.service.settings import Settings
 
 RUN_TASK = "jenga.run"
@@ -59,6 +60,18 @@ def connect(settings: Settings) -> Celery:
     """Point the Celery app at the settings' broker and return it."""
     celery_app.conf.broker_url = settings.broker
     return celery_app
+
+
+def check(settings: Settings) -> None:
+    """Raise ConfigError when the settings' broker does not answer."""
+    with connect(settings).connection_for_write() as connection:
+        try:
+            connection.ensure_connection(max_retries=1)
+        except TransportError as error:
+            raise ConfigError(
+                f"the broker of JENGA_BROKER_URL does not answer ({error}); start it, or unset the variable: "
+                "`jenga up` then starts a broker of its own"
+            ) from error
 
 
 def ring(job_id: str) -> bool:

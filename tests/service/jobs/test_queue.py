@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
+from jenga_core.errors import ConfigError
 from jenga_core.service.jobs import queue
 from jenga_core.service.settings import Settings
 from tests.support.broker import doorbell
@@ -44,6 +45,13 @@ def test_a_broker_that_is_away_is_a_warning(tmp_path: Path, caplog: pytest.LogCa
         "doorbell for ftjob-1 not rung, the reaper will ring again",
         "doorbells not counted",
     ]
+
+
+def test_a_broker_is_checked_before_anything_counts_on_it(broker_url: str, tmp_path: Path) -> None:
+    with doorbell(Settings(data_dir=tmp_path, broker_url=broker_url)):
+        queue.check(Settings(data_dir=tmp_path, broker_url=broker_url))
+        with pytest.raises(ConfigError, match=r"broker of JENGA_BROKER_URL does not answer.*127\.0\.0\.1:1"):
+            queue.check(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0"))
 
 
 def test_the_settings_that_keep_a_long_job_from_running_twice() -> None:
