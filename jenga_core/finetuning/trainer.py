@@ -168,6 +168,11 @@ class _MeasuringTrainer(Trainer):
         self.activation_bytes = saved.total_bytes
         return loss
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """transformers trains a step too many when it goes on from the checkpoint of the last one."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
 
 class _Callback(TrainerCallback):
     """Translates the Trainer's events for a Watcher."""

@@ -10,7 +10,10 @@ they are not counted:
 
     recall      of the blocks that exact scores choose, the share that predicted scores choose
     precision   of the blocks that predicted scores choose, the share that exact scores choose
+    score_share of the exact score that exact scores' blocks hold, the share that predicted scores' blocks hold: near
+                ties cost recall, but not this
     chance      the recall that choosing blindly would have
+    recent      the recall that choosing the last blocks would have; attention likes what is near, so it may be high
 
 With `keep_fraction` both choose equally many blocks, so recall and precision are one number.
 
@@ -62,7 +65,9 @@ class LayerReport:
 
     recall: float
     precision: float
+    score_share: float
     chance: float
+    recent: float
     held_out_blocks: int
     """Blocks that exact scores choose in the held-out sequences: what recall is a share of."""
 
@@ -133,7 +138,9 @@ def train_layer(
     return predictor, LayerReport(
         recall=found.recall,
         precision=found.precision,
+        score_share=found.score_share,
         chance=found.chance,
+        recent=found.recent,
         held_out_blocks=found.wanted,
         parameters=predictor.num_parameters,
         query_hidden=predictor.query.hidden,
@@ -142,52 +149,77 @@ def train_layer(
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
-    """Counts of blocks, forced ones left out."""
+    """Counts of blocks over some sequences, forced ones left out."""
 
-    wanted: int
+    wanted: int = 0
     """Chosen by exact scores."""
 
-    chosen: int
+    chosen: int = 0
     """Chosen by predicted scores."""
 
-    both: int
-    expected_by_chance: float
+    both: int = 0
+    among_recent: int = 0
+    """Of the wanted ones, those that would be chosen for being last."""
+
+    by_chance: float = 0.0
     """Of the wanted ones, those that as many blind choices would hit."""
+
+    wanted_score: float = 0.0
+    chosen_score: float = 0.0
+    """Sum of the exact scores of those blocks."""
 
     @property
     def recall(self) -> float:
-        """In [0, 1]; 1 where there was nothing to find."""
-        return self.both / self.wanted if self.wanted else 1.0
+        """In [0, 1]; 1 where there was nothing to find, as for the other shares."""
+        return _share(self.both, self.wanted)
 
     @property
     def precision(self) -> float:
         """In [0, 1]."""
-        return self.both / self.chosen if self.chosen else 1.0
+        return _share(self.both, self.chosen)
+
+    @property
+    def score_share(self) -> float:
+        """In [0, 1]."""
+        return _share(self.chosen_score, self.wanted_score)
 
     @property
     def chance(self) -> float:
         """In [0, 1]."""
-        return self.expected_by_chance / self.wanted if self.wanted else 1.0
+        return _share(self.by_chance, self.wanted)
+
+    @property
+    def recent(self) -> float:
+        """In [0, 1]."""
+        return _share(self.among_recent, self.wanted)
 
 
 def measure(predictor: LayerPredictor, samples: Sequence[Sample], selection: SelectionConfig) -> Found:
     """Choose blocks by exact and by predicted scores at the same keep_fraction, and compare."""
-    device = predictor.scale.device
-    wanted = chosen = both = 0
-    by_chance = 0.0
-    for sample in (sample.to(device) for sample in samples):
+    found = Found()
+    for sample in (sample.to(predictor.scale.device) for sample in samples):
         blocks = sample.blocks
         exact_BN = predictor.pool(sample.scores_BNN, blocks, selection.column)
-        is_free_BN, exactly_BN = _choice(exact_BN, blocks, selection)
         predicted_BN = predictor.scores(sample.x_BTE, blocks, column=selection.column)
-        _, predictedly_BN = _choice(predicted_BN, blocks, selection)
-        wanted += int(exactly_BN.sum())
-        chosen += int(predictedly_BN.sum())
-        both += int((exactly_BN & predictedly_BN).sum())
-        by_chance += int(exactly_BN.sum()) * int(predictedly_BN.sum()) / max(int(is_free_BN.sum()), 1)
-    return Found(wanted, chosen, both, by_chance)
+        position_BN = torch.arange(blocks.num_blocks, device=exact_BN.device).float().expand_as(exact_BN)
+        is_free_BN, wanted_BN = _choice(exact_BN, blocks, selection)
+        _, chosen_BN = _choice(predicted_BN, blocks, selection)
+        _, recent_BN = _choice(position_BN, blocks, selection)
+        wanted, chosen = int(wanted_BN.sum()), int(chosen_BN.sum())
+        found.wanted += wanted
+        found.chosen += chosen
+        found.both += int((wanted_BN & chosen_BN).sum())
+        found.among_recent += int((wanted_BN & recent_BN).sum())
+        found.by_chance += wanted * chosen / max(int(is_free_BN.sum()), 1)
+        found.wanted_score += float(exact_BN[wanted_BN].sum())
+        found.chosen_score += float(exact_BN[chosen_BN].sum())
+    return found
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
 
 
 def _loss(predictor: LayerPredictor, sample: Sample) -> Tensor:

@@ -110,6 +110,15 @@ def test_a_resumed_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
     assert [entry["loss"] for entry in finished.history] == whole.losses
 
 
+def test_a_run_that_was_lost_after_its_last_step_trains_no_more(tmp_path: Path) -> None:
+    (tmp_path / "resumed").mkdir()
+    whole, _, trained = run(tmp_path, config(max_steps=4))
+    rest, finished, model = run(tmp_path / "resumed", config(max_steps=4), resume_from=whole.checkpoints[-1])
+    assert (rest.steps, finished.stopped_at_step, finished.activation_bytes) == ({}, 4, 0)
+    assert [entry["loss"] for entry in finished.history] == whole.losses
+    torch.testing.assert_close(model.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+
 def test_a_watcher_can_stop_the_run_and_nothing_is_lost(tmp_path: Path) -> None:
     watcher, finished, _ = run(tmp_path, config(max_steps=16), watcher=Recorder(stop_after=3))
     assert finished.stopped_at_step == 3

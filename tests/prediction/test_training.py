@@ -24,6 +24,8 @@ def test_recall_is_far_above_chance_on_held_out_sequences(trained: Trained) -> N
     assert report.held_out_blocks == 5 * 8
     assert 0.55 <= report.recall <= 0.95  # 0.73 when written; a wrong target or a shuffled block falls to chance
     assert report.precision == report.recall
+    assert report.recall < report.score_share < 1
+    assert abs(report.recent - report.chance) < 0.2  # these words come in no order
     assert report.parameters == predictors.num_parameters
     assert report.query_hidden == predictors[2].query.hidden
     assert min(report.query_hidden[1], report.key_hidden[1]) < 64  # dead neurons were there, and went
@@ -97,5 +99,7 @@ def test_measure_counts_free_blocks_only() -> None:
     selection = config(keep_fraction=0.4, column="sum").selection
     same = measure(model, [Sample(x_BTE, exact, blocks)] * 2, selection)
     assert (same.wanted, same.chosen, same.both) == (4, 4, 4)  # 10 blocks, 4 kept, 2 of them forced; twice
-    assert same.chance == pytest.approx(2 / 8)
+    assert (same.recall, same.precision, same.score_share, same.chance) == (1, 1, 1, pytest.approx(2 / 8))
     assert measure(model, [Sample(x_BTE, -exact, blocks)], selection).both == 0
+    diagonal = torch.diag(torch.arange(10.0))[None]  # the later, the higher
+    assert measure(model, [Sample(x_BTE, diagonal, blocks)], selection).recent == 1.0

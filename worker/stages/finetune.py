@@ -9,7 +9,10 @@ from worker.training_job import JobWatcher, TrainingJob
 
 
 def run(job: TrainingJob) -> None:
-    """Leaves finished. Raises Stopped after the step in which SIGTERM came."""
+    """Leaves finished. Raises Stopped after the step in which SIGTERM came.
+
+    Memory is told by the attempt that trained; one that resumes after the last step leaves what was told before.
+    """
     assert job.model is not None and job.training is not None and job.plan is not None
     if job.spec.resume_from is not None:
         job.reporter.event(f"Going on from {job.spec.resume_from.name}")
@@ -25,6 +28,14 @@ def run(job: TrainingJob) -> None:
         watcher=JobWatcher(job, selections_every_steps=max(job.plan.total_steps // 100, 1)),
         resume_from=job.spec.resume_from,
     )
+    if job.finished.activation_bytes:
+        _tell_memory(job)
+    if job.finished.stopped_at_step < job.plan.total_steps:
+        job.leave_if_asked()
+
+
+def _tell_memory(job: TrainingJob) -> None:
+    assert job.model is not None and job.finished is not None
     states, peak = states_bytes(job.model, job.finished.optimizer), peak_bytes(job.device)
     predictors = 0 if job.predictors is None else states_bytes(job.predictors.predictors)
     job.reporter.send(
@@ -38,5 +49,3 @@ def run(job: TrainingJob) -> None:
             device=str(job.device),
         )
     )
-    if job.finished.stopped_at_step < job.plan.total_steps:
-        job.leave_if_asked()

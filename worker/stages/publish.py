@@ -51,7 +51,7 @@ def _report(job: TrainingJob) -> dict[str, Any]:
         "predictors": None if job.predictors is None else report_on(job.predictors, job.model),
         "kept_fraction": list(report.kept_fraction),
         "thresholds": None if job.handle.thresholds is None else dict(job.handle.thresholds.by_layer),
-        "activation_bytes": job.finished.activation_bytes,
+        "activation_bytes": job.finished.activation_bytes or None,
         "dense_activation_bytes": job.dense.activation_bytes,
         "held_out_before": _held_out(job.held_out_before),
         "held_out_after": _held_out(job.held_out_after),

@@ -59,7 +59,11 @@ def run(job: TrainingJob) -> None:
     job.reporter.event(
         f"Block scores are predicted, by {'stored' if reused else 'new'} predictors of "
         f"{report['parameter_fraction']:.2%} of the model's size; recall on held-out text "
-        + ", ".join(f"{entry['recall']:.1%} in layer {layer}" for layer, entry in report["layers"].items()),
+        + ", ".join(
+            f"{entry['recall']:.1%} in layer {layer} (the last blocks: {entry['recent']:.1%}, chance: "
+            f"{entry['chance']:.1%})"
+            for layer, entry in report["layers"].items()
+        ),
         data=report,
     )
 

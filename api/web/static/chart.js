@@ -39,3 +39,6 @@ export const axis = (title, more = {}) => ({
   tickcolor: colour("line"),
   ...more,
 });
+
+/** For an axis that counts from 0 to `last`: no tick between two neighbours. */
+export const counting = (last) => ({ tickformat: "d", ...(last < 8 && { dtick: 1 }) });

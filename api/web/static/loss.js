@@ -1,6 +1,6 @@
 // The loss curve: training loss of every step, held-out loss where it was measured (step 0 is before training).
 
-import { axis, chart, colour } from "./chart.js";
+import { axis, chart, colour, counting } from "./chart.js";
 import { byId, el, fill } from "./dom.js";
 import * as format from "./format.js";
 
@@ -25,7 +25,7 @@ const draw = chart(byId("loss-chart"), (metrics) => {
       hovermode: "x unified",
       showlegend: true,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      xaxis: axis("step", { rangemode: "tozero", tickformat: "d", showgrid: false }),
+      xaxis: axis("step", { rangemode: "tozero", showgrid: false, ...counting(metrics.at(-1).step) }),
       yaxis: axis("loss (nats per token)"),
     },
   };

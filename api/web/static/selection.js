@@ -1,7 +1,7 @@
 // Which blocks of tokens were involved in which layer at one training step, what became of the others, and the share per
 // layer.
 
-import { axis, chart, colour } from "./chart.js";
+import { axis, chart, colour, counting } from "./chart.js";
 import { byId, el, fill } from "./dom.js";
 import * as format from "./format.js";
 
@@ -28,9 +28,9 @@ const draw = chart(byId("selection-chart"), (selection) => {
     layout: {
       height: Math.max(220, Math.min(90 + 11 * layers, 620)),
       margin: { l: 46, r: 24, t: 8, b: 44 },
-      xaxis: axis("block", { domain: [0, 0.8], showgrid: false, tickformat: "d" }),
-      xaxis2: axis("share involved", { domain: [0.84, 1], range: [0, 1], tickformat: ".0%", tickvals: [1], fixedrange: true }),
-      yaxis: axis("layer", { showgrid: false, tickformat: "d" }),
+      xaxis: axis("block", { domain: [0, 0.8], showgrid: false, ...counting(selection.num_blocks) }),
+      xaxis2: axis("share", { domain: [0.84, 1], range: [0, 1], tickformat: ".0%", tickvals: [1], fixedrange: true }),
+      yaxis: axis("layer", { showgrid: false, ...counting(layers) }),
     },
   };
 });

@@ -17,7 +17,8 @@ export function showSettings(job) {
     const share = selection.by === "threshold" ? "those over the layer's threshold" : format.percent(selection.keep_fraction);
     fixed.involved = `${share} of blocks of ${selection.block_tokens} tokens`;
     fixed.selection = selection.scope === "carried" ? `once, at ${entry}` : `in each layer, from ${entry} on`;
-    fixed["other blocks"] = `${words(selection.below_entry)} below, ${words(selection.unselected)} from there on`;
+    const above = words(selection.unselected);
+    fixed["other blocks"] = selection.entry_layer === 0 ? above : `${words(selection.below_entry)} below, ${above} from there on`;
     fixed.scores = selection.score;
   }
   Object.assign(fixed, {
