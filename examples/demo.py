@@ -150,13 +150,13 @@ def show(client: OpenAI, job: dict[str, Any]) -> None:
 
     table = Table("measured", "value", title=job["fine_tuned_model"], title_justify="left")
     table.add_row("held-out loss, before and after", f"{before:.4f} -> {after:.4f} nats per token")
-    table.add_row("activations saved for backward, this job", f"{ours / 2**20:,.0f} MiB")
-    table.add_row("the same, dense LoRA in the same process", f"{dense / 2**20:,.0f} MiB ({ours / dense:.0%} of it)")
+    table.add_row("activations saved for backward", f"{ours / 2**20:,.0f} MiB")
+    table.add_row("the same of dense LoRA, same process", f"{dense / 2**20:,.0f} MiB ({ours / dense:.0%} of it)")
     for first, last, fraction in runs(selection["kept_fraction"]):
         table.add_row(f"tokens involved in layers {first} to {last}", f"{fraction:.0%}")
     policy, entry = job["jenga"]["config"]["selection"], report["entry_layer"]
-    below, above = (policy[key].replace("_", "-") for key in ("below_entry", "unselected"))
-    table.add_row("the other tokens", f"{below} below layer {entry}, {above} from there on")
+    table.add_row(f"the others, below layer {entry}", policy["below_entry"].replace("_", "-"))
+    table.add_row(f"the others, from layer {entry} on", policy["unselected"].replace("_", "-"))
     table.add_row("scores", str(report["score"]))
     console.print(table)
 
