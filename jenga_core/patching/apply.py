@@ -73,7 +73,6 @@ class JengaHandle:
         """Of block scores; set by `use_predictors`."""
         self._enabled = config.enabled
         self._last: JengaReport | None = None
-        self._causal_lm_forward: Callable[..., Any] = parts.causal_lm.forward
         self._layer_forwards = tuple(layer.forward for layer in parts.layers)
         self._had_own_forward = {module: module.__dict__.get("forward") for module in (parts.causal_lm, *parts.layers)}
         for index, layer in enumerate(parts.layers):
