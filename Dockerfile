@@ -17,7 +17,7 @@ WORKDIR /srv
 USER jenga
 VOLUME /var/lib/jenga
 EXPOSE 8000
-CMD ["uvicorn", "--factory", "api.app:create_app", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["uvicorn", "--factory", "api.app:create_app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "5"]
 
 FROM api AS worker
 USER root

@@ -6,16 +6,20 @@ a request that changes something must also say that it comes from our own origin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from starlette.requests import HTTPConnection
 
 from api.errors import Forbidden
 from jenga_core.errors import AuthenticationError
 from jenga_core.service.accounts import keys
-from jenga_core.service.accounts.keys import Principal
+from jenga_core.service.accounts.keys import Principal, Scope
 from jenga_core.service.db.session import Database
 
 COOKIE = "jenga_key"
 _READING = ("GET", "HEAD", "OPTIONS")
+_READING_POSTS = ("/v1/fine_tuning/estimates",)
+"""They answer a question that is too long for an address."""
 
 
 def principal_of(connection: HTTPConnection, database: Database, pepper: bytes) -> Principal:
@@ -36,7 +40,28 @@ def principal_of(connection: HTTPConnection, database: Database, pepper: bytes) 
         principal = keys.authenticate(session, key.strip(), pepper=pepper)
     if authorization is None and connection.scope["method"] not in _READING and not _same_origin(connection):
         raise Forbidden("A browser may change things from Jenga's own pages only", code="cross_site_request")
-    return principal
+    if not principal.noted:
+        with database.writing() as session:
+            keys.touch(session, principal.key_id)
+    return replace(principal, request_id=connection.scope.get("state", {}).get("request_id", ""))
+
+
+def check_scope(principal: Principal, connection: HTTPConnection, path: str) -> None:
+    """Raise Forbidden unless the key may make this kind of request: reading needs `read`, all else `write`.
+
+    Routes that run the installation ask for `admin` themselves (dependencies.CurrentAdmin).
+    """
+    reads = connection.scope["method"] in _READING or path in _READING_POSTS
+    require(principal, Scope.READ if reads else Scope.WRITE)
+
+
+def require(principal: Principal, scope: Scope) -> None:
+    """Raise Forbidden unless the key has the scope."""
+    if not principal.may(scope):
+        raise Forbidden(
+            f"This needs a key with the scope {scope.value!r}; the key {principal.key_name!r} has "
+            f"{', '.join(own.value for own in principal.scopes) or 'none'}"
+        )
 
 
 def _same_origin(connection: HTTPConnection) -> bool:

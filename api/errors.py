@@ -1,8 +1,8 @@
 """Every error in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`, exactly these four keys.
 
 `openai` raises from the status and fills `err.code`, `err.param` and `err.type` from the envelope; FastAPI's own
-`{"detail": ...}` would leave them None. The client repeats a request that got 409, so a 409 of ours, which would get
-the same answer again, says `x-should-retry: false`.
+`{"detail": ...}` would leave them None. The client repeats a request that got 409 or 429, so an answer that would be
+the same again says `x-should-retry: false`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from jenga_core.errors import JengaError
+from jenga_core.service.accounts.quotas import QuotaExceeded
 
 _TYPES = {403: "permission_error", 409: "conflict_error", 429: "rate_limit_error"}
 _CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "file_too_large"}
@@ -36,6 +37,12 @@ class Forbidden(JengaError):
     """A valid key, but not for this."""
 
     status, code = 403, "insufficient_permissions"
+
+
+class RateLimited(JengaError):
+    """The key has made all the requests that it may make in this minute."""
+
+    status, code = 429, "rate_limit_exceeded"
 
 
 class Unavailable(JengaError):
@@ -62,9 +69,11 @@ def error_response(
     )
 
 
-def response_of(error: JengaError) -> Response:
+def response_of(error: JengaError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to something that Jenga raised on purpose."""
-    return error_response(error.status, error.message, code=error.code, param=error.param)
+    final = {"x-should-retry": "false"} if isinstance(error, QuotaExceeded) else {}
+    headers = {**(headers or {}), **final}
+    return error_response(error.status, error.message, code=error.code, param=error.param, headers=headers)
 
 
 def install(app: FastAPI) -> None:
@@ -95,10 +104,24 @@ def _validation_error(_request: Request, error: Exception) -> Response:
     if kind == "json_invalid":
         return error_response(400, f"The body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     param = ".".join(str(part) for part in place[1:]) or None  # place[0] says body, query or path
-    what = first["msg"].removeprefix("Value error, ")
-    got = "" if kind in ("missing", "value_error", "extra_forbidden") else f" (got {_short(first['input'])})"
-    message = f"{param or 'The body'}: {what}{got}"
+    message = f"{param or 'The body'}: {_in_words(first)}"
     return error_response(400, message, code=_VALIDATION_CODES.get(kind, "invalid_value"), param=param)
+
+
+def _in_words(error: dict[str, Any]) -> str:
+    """What is wrong, what was got, and what to do about it."""
+    kind, what = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind.endswith(("too_long", "too_short")) and isinstance(error["input"], str):
+        length = len(error["input"])
+        if kind.endswith("too_long"):
+            limit = error["ctx"]["max_length"]
+            return f"{length} characters were given, at most {limit} are allowed; shorten it by {length - limit}"
+        return f"{length} characters were given, at least {error['ctx']['min_length']} are needed; or leave it out"
+    if kind == "missing":
+        return "this field is required, and it was not given"
+    if kind == "extra_forbidden":
+        return "there is no such field; leave it out, or look for its name at /openapi.json"
+    return what if kind == "value_error" else f"{what} (got {_short(error['input'])})"
 
 
 def _short(value: Any) -> str:

@@ -1,39 +1,54 @@
 """What happens to every request before its route, in pure ASGI: nothing here reads a body.
 
-    Envelope    request id, security headers, and an answer for exceptions that nobody expected
-    Gate        the body's size, then, below /v1, the API key
+    Envelope    request id, security headers, an answer for exceptions that nobody expected, an end to bodies unread
+    Gate        below /v1: the API key, its scope and its rate; then the body's size
     (routes)
 
 A framework that authenticates in a route has parsed the body by then: with a wrong key it would still spool a whole
-upload to disk. The gate answers 401 and 413 without reading, and counts what it lets through.
+upload to disk. The gate answers 401, 403, 429 and 413 without reading, and counts what it lets through.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import re
+from collections.abc import Mapping
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth import principal_of
-from api.errors import BadRequest, error_response, response_of
+from api.auth import check_scope, principal_of
+from api.errors import BadRequest, RateLimited, error_response, response_of
 from jenga_core.errors import JengaError, TooLargeError
+from jenga_core.service.accounts.keys import Principal
+from jenga_core.service.accounts.rate_limit import Allowance, RateLimiter
 from jenga_core.service.db.session import Database
+from jenga_core.service.files.uploads import MAX_PART_BYTES
 from jenga_core.service.ids import new_id
 from jenga_core.service.settings import Settings
 
 MAX_JSON_BYTES = 2**20
 """Largest body of a request that is not an upload."""
 
+MULTIPART_BYTES = 2**16
+"""What a form may add to the part in it, whose size clients choose to be the largest allowed."""
+
+DRAINED_BYTES = 2**18
+"""So much of a body that nobody wants is read to keep the connection; for a larger one the connection ends."""
+
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
     # For answers that are data; a page brings its own.
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
 }
+
+_PART = re.compile(r"/v1/uploads/[^/]+/parts")
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +64,14 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         request_id, started = new_id("req_"), False
+        scope.setdefault("state", {})["request_id"] = request_id
+        unread = _announces_a_large_body(Headers(scope=scope))
+
+        async def receive_to_the_end() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body"))
+            return message
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
@@ -56,12 +79,14 @@ class Envelope:
                 started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if unread:  # else the server would read and drop the rest, to keep the connection
+                    headers["connection"] = "close"
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_headers)
+            await self.app(scope, receive_to_the_end, send_with_headers)
         except Exception:
             log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
@@ -72,35 +97,81 @@ class Envelope:
 
 
 class Gate:
-    """Refuses a body over the cap, and below /v1 a request without a key; sets `request.state.principal`."""
+    """Refuses, below /v1, a request without a key that may make it, and everywhere a body over the cap.
+
+    Sets `request.state.principal`.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
         self.app = app
         self.settings = settings
         self.database = database
+        self.rates = RateLimiter(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        limit = self.settings.max_upload_bytes if path == "/v1/files" else MAX_JSON_BYTES
+        limit = self._limit(path)
         connection = HTTPConnection(scope)
+        headers: Mapping[str, str] = {}
         try:
             if "\0" in scope["path"] or b"%00" in scope["query_string"]:
                 raise BadRequest("NUL characters are not allowed in an address")
             if path == "/v1" or path.startswith("/v1/"):
-                principal = await run_in_threadpool(
-                    principal_of, connection, self.database, pepper=self.settings.pepper
-                )
+                principal, allowance = await run_in_threadpool(self._admit, connection, path)
                 scope.setdefault("state", {})["principal"] = principal
+                headers = _rate_headers(allowance)
+                if allowance is not None and not allowance.allowed:
+                    raise RateLimited(_too_often(allowance))
             announced = connection.headers.get("content-length", "0")
             if announced.isdecimal() and int(announced[:20]) > limit:
                 raise TooLargeError(_too_large(f"{announced} bytes", limit))
         except JengaError as error:
-            await response_of(error)(scope, receive, send)
+            await response_of(error, headers)(scope, receive, send)
             return
-        await self.app(scope, _counting(receive, limit), send)
+        await self.app(scope, _counting(receive, limit), _adding(send, headers))
+
+    def _admit(self, connection: HTTPConnection, path: str) -> tuple[Principal, Allowance | None]:
+        principal = principal_of(connection, self.database, pepper=self.settings.pepper)
+        check_scope(principal, connection, path)
+        return principal, self.rates.count(principal.key_id)
+
+    def _limit(self, path: str) -> int:
+        """Largest body at this address, in bytes."""
+        if path == "/v1/files":
+            return self.settings.max_upload_bytes
+        return MAX_PART_BYTES + MULTIPART_BYTES if _PART.fullmatch(path) else MAX_JSON_BYTES
+
+
+def _announces_a_large_body(headers: Headers) -> bool:
+    """More than is worth reading for the sake of the connection, or nobody knows how much."""
+    announced = headers.get("content-length", "0")
+    return "transfer-encoding" in headers or (announced.isdecimal() and int(announced[:20]) > DRAINED_BYTES)
+
+
+def _rate_headers(allowance: Allowance | None) -> dict[str, str]:
+    """OpenAI's names; nothing when nothing is counted."""
+    if allowance is None:
+        return {}
+    headers = {
+        "x-ratelimit-limit-requests": str(allowance.limit),
+        "x-ratelimit-remaining-requests": str(allowance.remaining),
+        "x-ratelimit-reset-requests": f"{math.ceil(allowance.reset_seconds)}s",
+    }
+    return headers if allowance.allowed else {**headers, "retry-after": str(math.ceil(allowance.reset_seconds))}
+
+
+def _adding(send: Send, headers: Mapping[str, str]) -> Send:
+    """`send` that puts these headers on the answer."""
+
+    async def adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(headers)
+        await send(message)
+
+    return adding if headers else send
 
 
 def _counting(receive: Receive, limit: int) -> Receive:
@@ -121,3 +192,8 @@ def _counting(receive: Receive, limit: int) -> Receive:
 
 def _too_large(got: str, limit: int) -> str:
     return f"The body has {got}; at most {limit} are allowed here"
+
+
+def _too_often(allowance: Allowance) -> str:
+    wait = math.ceil(allowance.reset_seconds)
+    return f"This key has made its {allowance.limit} requests of this minute; ask again in {wait} s"

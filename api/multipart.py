@@ -1,4 +1,4 @@
-"""A multipart upload, streamed from the socket into the file store at constant memory.
+"""A multipart form, streamed from the socket into the file store at constant memory.
 
 Starlette's own form parser would first collect the file in the system's temporary folder, which may be small or may be
 memory, and then we would copy it.
@@ -29,8 +29,9 @@ MAX_FIELDS = 16
 
 @dataclass
 class _Form:
-    """Callbacks of the parser: the part named `file` piles up in `pending`, all others in `fields`."""
+    """Callbacks of the parser: the part named `wanted` piles up in `pending`, all others in `fields`."""
 
+    wanted: str
     fields: dict[str, bytearray] = field(default_factory=dict)
     filename: str | None = None
     pending: bytearray = field(default_factory=bytearray)
@@ -69,9 +70,9 @@ class _Form:
     def on_headers_finished(self) -> None:
         options = parse_options_header(self._disposition)[1]
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name == "file":
+        if name == self.wanted:
             if self.filename is not None:
-                raise BadRequest("Two parts are named 'file'; upload one file at a time", param="file")
+                raise BadRequest(f"Two parts are named {name!r}; send one at a time", param=name)
             self.filename = _display_name(options.get(b"filename", b""))
             self._target = self.pending
         elif name in self.fields or len(self.fields) >= MAX_FIELDS:
@@ -85,7 +86,7 @@ class _Form:
         if self._target is self.pending:
             self.received_bytes += end - start
         elif len(self._target) > MAX_FIELD_BYTES:
-            raise BadRequest(f"A form field has over {MAX_FIELD_BYTES} bytes; the file belongs in the part 'file'")
+            raise BadRequest(f"A form field has over {MAX_FIELD_BYTES} bytes; the bytes belong in {self.wanted!r}")
 
     def on_end(self) -> None:
         self.complete = True
@@ -100,16 +101,16 @@ class Upload:
     fields: dict[str, str]
 
 
-async def receive(request: Request, store: FileStore, file_id: str) -> Upload:
-    """Stream the part named `file` into the store under `file_id`.
+async def receive(request: Request, store: FileStore, file_id: str, *, part: str = "file") -> Upload:
+    """Stream the part of that name into the store under `file_id`.
 
     Raises BadRequest for a body that is no multipart form or has no file; then, and when the caller hangs up, nothing
     is kept.
     """
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
-        raise BadRequest("An upload is multipart/form-data with the parts 'file' and 'purpose'")
-    form = _Form()
+        raise BadRequest(f"The body must be multipart/form-data, with the bytes in the part {part!r}")
+    form = _Form(part)
     async with contextmanager_in_threadpool(store.writing(file_id)) as file:
         try:
             parser = MultipartParser(options[b"boundary"], form.callbacks())
@@ -122,7 +123,7 @@ async def receive(request: Request, store: FileStore, file_id: str) -> Upload:
         if not form.complete:
             raise BadRequest("The multipart body ends before its closing boundary; send the file again")
         if form.filename is None:
-            raise BadRequest("The form has no part named 'file'", code="missing_required_parameter", param="file")
+            raise BadRequest(f"The form has no part named {part!r}", code="missing_required_parameter", param=part)
         await run_in_threadpool(_flush, form.pending, file)
     fields = {name: bytes(value).decode("utf-8", "replace") for name, value in form.fields.items()}
     return Upload(form.filename, form.received_bytes, fields)

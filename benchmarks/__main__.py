@@ -5,15 +5,19 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = {"kernels": "benchmarks.kernels", "quality": "benchmarks.quality", "speed": "benchmarks.speed"}
+NAMES = ("speed", "memory", "profile", "kernels", "quality", "predictors", "plots", "api", "pages")
+"""Each is a module of this package with a `main`."""
+
+ROWS = ("step", "ceilings")
+"""What `speed` runs in processes of their own."""
 
 
 def main() -> int:
     """Dispatch to the benchmark named first."""
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+    if len(sys.argv) < 2 or sys.argv[1] not in (*NAMES, *ROWS):
         print(f"usage: python -m benchmarks {{{','.join(NAMES)}}} [options]", file=sys.stderr)
         return 2
-    code: int = import_module(NAMES[sys.argv[1]]).main(sys.argv[2:])
+    code: int = import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
     return code
 
 

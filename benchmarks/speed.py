@@ -1,176 +1,207 @@
-"""What does a step cost? Time and peak memory of one training step, on random weights of a real model's shape.
+"""How long does a step take, and how much memory? Whole training steps at a real model's shape, random weights.
 
-    python -m benchmarks speed --out results.json --model llama-3-8b --tokens 8192 32768
+    python -m benchmarks speed --plan bars --deadline 540           again until it says that all rows are there
+    python -m benchmarks speed --models llama-3-8b --tokens 8192 --policies lora jenga
+    python -m benchmarks speed --plan bars --table                  measure nothing, print what is there
 
-Batch 1, LoRA r = 8 on attention, bfloat16 weights frozen, float32 adapter, AdamW; forward, backward and optimizer step.
-Peak is the CUDA allocator's high-water mark over whole steps. Every policy runs in a process of its own, alone on the
-GPU, with PyTorch's own choice of attention backend, so that rows of one run can be compared. `lora` is PEFT on
-transformers.
+Batch 1, LoRA r = 8 on attention, bfloat16 weights frozen, float32 adapter as PEFT makes it, AdamW. Every row is a
+process of its own, alone on the GPU (benchmarks/step.py), under the same allocator settings and the same order of
+attention backends. Rows are kept as they come, in RESULTS/speed-MODEL-GPU.json beside the ceilings of the same card; a
+row is there if it was measured with the same versions, and with the same commit where our code is in it.
+
+Exit status: 0 all rows are there, 3 the deadline left some out (call again), 1 a row failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from benchmarks import environment, tables
+from benchmarks.contenders import POLICIES, RECOMPUTE
+from benchmarks.plans import PLANS, combinations, row, unique
+from benchmarks.roofline import Ceilings, Involved, work
+from benchmarks.shapes import SHAPES
+from benchmarks.step import SLOW_STEP_SECONDS, Spec
 
-from benchmarks import environment
-from jenga_core.config import JengaConfig
-from jenga_core.finetuning.adapters import add_adapter
-from jenga_core.memory.accounting import peak_bytes, reset_peak
-from jenga_core.patching.apply import apply_jenga
-
-LLAMA = {"rms_norm_eps": 1e-5, "max_position_embeddings": 131072}
-SHAPES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "llama-3-8b": (
-        "llama",
-        {
-            **LLAMA,
-            "vocab_size": 128256,
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-        },
-    ),
-    "llama-2-7b": (
-        "llama",
-        {
-            **LLAMA,
-            "vocab_size": 32000,
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-        },
-    ),
-    "tiny": (
-        "llama",
-        {
-            **LLAMA,
-            "vocab_size": 512,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-    ),
-}
-"""model_type and the fields of its transformers config."""
-
-POLICIES: Mapping[str, tuple[Mapping[str, Any], bool]] = {
-    "lora": ({"preset": "lora"}, False),
-    "lora+checkpointing": ({"preset": "lora"}, True),
-    "carried": ({"selection": {"below_entry": "involved"}}, False),
-    "deferred": ({}, False),
-}
-"""JengaConfig fields, and whether gradient checkpointing is on."""
+RESULTS = Path(__file__).parent / "results"
+ALLOCATOR = "expandable_segments:True"
+STARTUP_SECONDS = 15
+"""From the turn of a row to its first step, generously."""
 
 
-def run_one(shape: str, tokens: int, policy: str, keep_fraction: float, steps: int) -> dict[str, Any]:
-    """One policy at one length: the row of the results file."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fields, checkpointing = POLICIES[policy]
-    fields = json.loads(json.dumps(fields))
-    fields.setdefault("selection", {})["keep_fraction"] = keep_fraction
-    config = JengaConfig.parse(fields)
-    model_type, overrides = SHAPES[shape]
-    torch.manual_seed(0)
-    with device:
-        base = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **overrides), dtype=torch.bfloat16)
-    base.requires_grad_(False)
-    model = add_adapter(base, config.lora)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    apply_jenga(model, config)
-    model.train()
-    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
-    input_ids = torch.randint(base.config.vocab_size, (1, tokens), device=device)
+class ResultsFile:
+    """The rows of one model on one kind of card, and that card's ceilings."""
 
-    def step() -> None:
-        model(input_ids=input_ids, labels=input_ids, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def __init__(self, folder: Path, model: str) -> None:
+        self.path = folder / f"speed-{model}-{environment.hardware_slug()}.json"
+        content = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.ceilings: dict[str, Any] | None = content.get("ceilings")
+        self.rows: list[dict[str, Any]] = content.get("rows", [])
 
-    row = {"model": shape, "tokens": tokens, "policy": policy, "keep_fraction": keep_fraction, **environment.describe()}
-    try:
-        for _ in range(2):
-            step()
-        reset_peak(device)
-        times = sorted(_timed(step, device) for _ in range(steps))
-    except torch.OutOfMemoryError:
-        return {**row, "out_of_memory": True}
-    return {
-        **row,
-        "step_ms_p20": times[len(times) // 5],
-        "step_ms_p50": statistics.median(times),
-        "step_ms_p80": times[-1 - len(times) // 5],
-        "peak_bytes": peak_bytes(device),
-        "weights_bytes": sum(parameter.nbytes for parameter in model.parameters()),
-    }
+    def has(self, spec: Spec) -> bool:
+        """A row that was measured with what is installed now."""
+        wanted = environment.versions()
+        if POLICIES[spec.policy].is_ours:
+            wanted["commit"] = environment.commit()
+        for found in self.rows:
+            if Spec.of(found).key == spec.key:
+                return all(found.get(name) == value for name, value in wanted.items())
+        return False
+
+    def put(self, measured: dict[str, Any]) -> None:
+        """Add or replace, and write."""
+        key = Spec.of(measured).key
+        self.rows = [found for found in self.rows if Spec.of(found).key != key] + [measured]
+        self.write()
+
+    def write(self) -> None:
+        """Rows in the order of the table, with the columns that follow from other rows and from the ceilings."""
+        self.rows = tables.with_derived(self.rows, self.ceilings)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"ceilings": self.ceilings, "rows": self.rows}, indent=1) + "\n")
+        unfinished.replace(self.path)
 
 
-def _timed(step: Any, device: torch.device) -> float:
-    """Milliseconds."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        step()
-        return 1000 * (time.perf_counter() - start)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    step()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end))
+class Turn:
+    """A process that has imported everything and waits for its turn on the GPU."""
+
+    def __init__(self, *command: str) -> None:
+        self.errors: TextIO = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in _close
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR},
+        )
+
+    def take(self, seconds: float | None) -> dict[str, Any]:
+        """What it measured. Raises TimeoutExpired when it takes longer, RowFailed when it says nothing."""
+        try:
+            output, _ = self.process.communicate("go\n", timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
+        self.errors.seek(0)
+        errors = self.errors.read()
+        if self.process.returncode:
+            raise RowFailed(errors[-3000:] or f"exit status {self.process.returncode}")
+        measured: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+        return measured
+
+    def dismiss(self) -> None:
+        """It is not needed."""
+        if self.process.poll() is None:
+            self.process.communicate("")
+        self.errors.close()
+
+
+class RowFailed(Exception):
+    """The process of a row died; its words."""
+
+
+def run(specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool) -> int:
+    """Measure what is missing, one process after the other; the exit status. `deadline` is of time.monotonic()."""
+    files = {spec.model: ResultsFile(folder, spec.model) for spec in specs}
+    todo: list[tuple[Spec, str | None]] = []
+    for spec in specs:
+        if again or not files[spec.model].has(spec):
+            if files[spec.model].ceilings is None and not any(other.model == spec.model for other, _ in todo):
+                todo.append((spec, spec.model))
+            todo.append((spec, None))
+    failed = False
+    waiting: Turn | None = None
+    for index, (spec, ceilings_of) in enumerate(todo):
+        left = deadline - time.monotonic()
+        if left < expected_seconds(spec, timed_steps):
+            print(f"{len(todo) - index} of {len(todo)} rows are left for the next call", flush=True)
+            if waiting is not None:
+                waiting.dismiss()
+            return 1 if failed else 3
+        turn = waiting or _turn(spec, ceilings_of, timed_steps)
+        waiting = _turn(*todo[index + 1], timed_steps) if index + 1 < len(todo) else None
+        file = files[spec.model]
+        try:
+            measured = turn.take(None if math.isinf(left) else left)  # poll() never returns from infinity
+        except (RowFailed, subprocess.TimeoutExpired) as error:
+            failed = True
+            print(f"FAILED {spec if ceilings_of is None else 'ceilings'}: {error}", flush=True)
+            continue
+        finally:
+            turn.dismiss()
+        if ceilings_of is None:
+            file.put(measured)
+            print(tables.line(next(found for found in file.rows if Spec.of(found).key == spec.key)), flush=True)
+        else:
+            file.ceilings = measured
+            file.write()
+            print(tables.ceilings_line(measured), flush=True)
+    return 1 if failed else 0
+
+
+def _turn(spec: Spec, ceilings_of: str | None, timed_steps: int) -> Turn:
+    if ceilings_of is not None:
+        return Turn("ceilings", ceilings_of)
+    return Turn("step", json.dumps(spec.__dict__), str(timed_steps))
+
+
+def expected_seconds(spec: Spec, timed_steps: int) -> float:
+    """How long a row may take: start with its compilation, warm-up and timed steps, at 60 % of the roofline."""
+    involved = Involved.evenly(spec.tokens, spec.keep_fraction)
+    needed = work(SHAPES[spec.model], spec.policy, spec.tokens, recompute=spec.recompute, involved=involved)
+    step = needed.seconds(Ceilings()) / 0.6
+    steps = 4 if step > SLOW_STEP_SECONDS else 2 + (2 * timed_steps if step < 0.5 else timed_steps)
+    return STARTUP_SECONDS + steps * step
 
 
 def main(argv: list[str]) -> int:
-    """Run what is missing from the results file, one process after the other; print a line per row."""
+    """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks speed", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="results file (JSON list)")
-    parser.add_argument("--model", default="llama-3-8b", choices=list(SHAPES))
+    parser.add_argument("--plan", choices=list(PLANS), help="rows in order of value; else the product of what follows")
+    parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=["llama-3-8b"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192])
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
-    parser.add_argument("--keep-fraction", type=float, default=0.4)
-    parser.add_argument("--steps", type=int, default=7)
-    parser.add_argument("--one", nargs=2, metavar=("TOKENS", "POLICY"), help=argparse.SUPPRESS)
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--keep-fractions", type=float, nargs="+", default=[0.4])
+    parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE, help="of our own policies; default: all")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of speed-MODEL-GPU.json")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps; twice as many below half a second")
+    parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds; no row starts that may miss it")
+    parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print tables")
+    parser.add_argument("--docs", type=Path, help="measure nothing, write this page of all tables in RESULTS")
     arguments = parser.parse_args(argv)
-    if arguments.one:
-        tokens, policy = int(arguments.one[0]), arguments.one[1]
-        print(json.dumps(run_one(arguments.model, tokens, policy, arguments.keep_fraction, arguments.steps)))
+    deadline = time.monotonic() + arguments.deadline
+    if arguments.docs:
+        arguments.docs.write_text(tables.page(arguments.results), encoding="utf-8")
         return 0
-    rows: list[dict[str, Any]] = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    done = {(row["model"], row["tokens"], row["policy"], row["keep_fraction"]) for row in rows}
-    for tokens in arguments.tokens:
-        for policy in arguments.policies:
-            if (arguments.model, tokens, policy, arguments.keep_fraction) in done:
-                continue
-            command = [sys.executable, "-m", "benchmarks", "speed", *argv, "--one", str(tokens), policy]
-            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            rows.append(json.loads(output.strip().splitlines()[-1]))
-            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(_line(rows[-1]), flush=True)
-    return 0
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    name = f"{row['model']} {row['tokens']:>6} {row['policy']:>20} keep {row['keep_fraction']}"
-    if row.get("out_of_memory"):
-        return f"{name}: out of memory"
-    return (
-        f"{name}: {row['step_ms_p50']:.0f} ms ({row['step_ms_p20']:.0f}-{row['step_ms_p80']:.0f}), "
-        f"peak {row['peak_bytes'] / 2**30:.1f} GiB"
-    )
+    if arguments.plan:
+        specs = PLANS[arguments.plan]()
+    elif arguments.recompute:
+        specs = unique(
+            row(spec.model, spec.tokens, spec.policy, spec.keep_fraction, again)
+            for spec in combinations(arguments.models, arguments.tokens, arguments.policies, arguments.keep_fractions)
+            for again in arguments.recompute
+        )
+    else:
+        specs = combinations(arguments.models, arguments.tokens, arguments.policies, arguments.keep_fractions)
+    if environment.commit() == "unknown":
+        print("no git here: set JENGA_COMMIT, or the rows will not say what was measured", file=sys.stderr)
+    status = 0
+    if not arguments.table:
+        status = run(specs, arguments.results, timed_steps=arguments.steps, deadline=deadline, again=arguments.again)
+    for model in dict.fromkeys(spec.model for spec in specs):
+        file = ResultsFile(arguments.results, model)
+        print("\n" + tables.markdown(model, tables.with_derived(file.rows, file.ceilings), file.ceilings))
+    return status

@@ -18,12 +18,20 @@ from jenga_core.errors import AuthenticationError, JengaError
 from jenga_core.service.settings import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+PAGE = 100
 
 
 class ServiceError(JengaError):
-    """The service cannot be reached, or it refused; the message is its own."""
+    """The service refused; the message is its own."""
 
     code = "service_error"
+
+
+class Unreachable(ServiceError):
+    """Nothing answers, or it answers that it cannot now; worth another try."""
+
+    code = "unreachable"
+    exit_code = 5
 
 
 class Service:
@@ -33,7 +41,7 @@ class Service:
         self.url = base_url(settings)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {_key(settings)}"},
+            headers={"Authorization": f"Bearer {key_of(settings)}"},
             timeout=httpx.Timeout(30, write=None, read=300),
         )
 
@@ -45,6 +53,21 @@ class Service:
         """POST below `/v1`; keyword arguments are httpx's (json, data, files)."""
         return self._answer("POST", path, **request)
 
+    def delete(self, path: str) -> Any:
+        """DELETE below `/v1`."""
+        return self._answer("DELETE", path)
+
+    def pages(self, path: str, *, most: int, **params: Any) -> list[dict[str, Any]]:
+        """Entries of a list, page after page, `most` of them at most."""
+        found: list[dict[str, Any]] = []
+        while len(found) < most:
+            page = self.get(path, limit=min(PAGE, most - len(found)), **params)
+            found += page["data"]
+            if not page["has_more"] or not page["data"]:
+                break
+            params["after"] = page["data"][-1]["id"]
+        return found
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
@@ -53,12 +76,13 @@ class Service:
         try:
             response = self._http.request(method, f"/v1{path}", **request)
         except httpx.TransportError as error:
-            raise ServiceError(
+            raise Unreachable(
                 f"cannot reach Jenga at {self.url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
             ) from error
         if response.is_error:
-            raise ServiceError(f"{self.url} answered {response.status_code}: {_message(response)}")
-        return response.json()
+            kind = Unreachable if response.status_code in (502, 503, 504) else ServiceError
+            raise kind(f"{self.url} answered {response.status_code}: {_message(response)}")
+        return response.json() if response.content else None
 
 
 @contextmanager
@@ -80,10 +104,11 @@ def base_url(settings: Settings) -> str:
 
 def address_file(settings: Settings) -> Path:
     """Where `jenga up` records its address for as long as it runs."""
-    return settings.folder() / "service.url"
+    return settings.data_dir.expanduser() / "service.url"
 
 
-def _key(settings: Settings) -> str:
+def key_of(settings: Settings) -> str:
+    """JENGA_API_KEY, else the first key of the data folder. Raises AuthenticationError."""
     if key := os.environ.get("JENGA_API_KEY"):
         return key
     if not settings.admin_key_file.exists():

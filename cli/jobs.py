@@ -1,158 +1,106 @@
-"""`jenga submit`, `watch`, `list` and `cancel`: the job commands, over HTTP."""
+"""`jenga list`, `logs`, `pause`, `resume`, `stop` and `cancel`: jobs that are there."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cli.connection import Service, connected
+from cli import amounts
+from cli.completion import job_ids
+from cli.connection import connected
+from cli.output import Json, emit, emit_line, show, table
 from cli.settings import DataDir, settings_of
-from cli.tables import show, table
-from jenga_core.config import JengaConfig
-from jenga_core.errors import ConfigError
+from cli.watch import follow_events, known_events
+from jenga_core.service.jobs.state import JobState
 
-TERMINAL = ("succeeded", "failed", "cancelled")
-POLL_SECONDS = 1.0
-EVENTS_PER_PAGE = 100
-
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-...")]
-
-
-def submit(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Training file, JSONL.")],
-    model: Annotated[str, typer.Option(help="A base model, as `jenga models list` names it.")],
-    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out file, JSONL.")] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option", "-o", metavar="KEY=VALUE", help="Of the `jenga` object, e.g. selection.block_tokens=64."
-        ),
-    ] = None,
-    suffix: Annotated[str | None, typer.Option(help="Goes into the name of the fine-tuned model.")] = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Upload the files, create a fine-tuning job, and print its id."""
-    request: dict[str, Any] = {"model": model, "jenga": options(option or ()), "suffix": suffix}
-    JengaConfig.parse(request["jenga"])  # a mistyped option is said before the files travel
-    with connected(settings_of(data_dir)) as service:
-        request["training_file"] = _upload(service, file)
-        if validation is not None:
-            request["validation_file"] = _upload(service, validation)
-        print(service.post("/fine_tuning/jobs", json=request)["id"])
-
-
-def watch(job_id: JobId, data_dir: DataDir = None) -> None:
-    """Follow a job until it ends. Exit code 0 if it succeeded. Ctrl-C stops watching, not the job."""
-    console = Console()
-    with connected(settings_of(data_dir)) as service, progress(console) as bar:
-        task, seen = bar.add_task(job_id, total=None), set[str]()
-        while True:
-            job = service.get(f"/fine_tuning/jobs/{job_id}")
-            for event in _new_events(service, job_id, seen):
-                at = datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S")
-                style = _STYLES.get(event["level"])
-                console.print(f"{at}  {event['message']}", style=style, markup=False, soft_wrap=True)
-            extra = job.get("jenga") or {}
-            bar.update(
-                task,
-                completed=extra.get("step") or 0,
-                total=extra.get("total_steps"),
-                description=f"{extra.get('state', job['status'])} · {extra.get('stage', '')}",
-            )
-            if job["status"] in TERMINAL:
-                break
-            time.sleep(POLL_SECONDS)
-    if job["status"] != "succeeded":
-        raise typer.Exit(1)
-    print(job["fine_tuned_model"])
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, ftjob-...", autocompletion=job_ids)]
+SEARCHED = 1000
+"""Jobs that are looked at, newest first, when a state is asked for."""
 
 
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20, data_dir: DataDir = None
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
 ) -> None:
     """The newest jobs."""
-    rows = table("job", "model", "state", "stage", "step", "created")
     with connected(settings_of(data_dir)) as service:
-        for job in service.get("/fine_tuning/jobs", limit=limit)["data"]:
-            extra = job.get("jenga") or {}
-            steps = f"{extra.get('step') or 0}/{extra.get('total_steps') or '?'}"
-            created = datetime.fromtimestamp(job["created_at"]).strftime("%Y-%m-%d %H:%M")
-            state = extra.get("state", job["status"])
-            rows.add_row(job["id"], job["model"], state, extra.get("stage", ""), steps, created)
+        jobs = service.pages("/fine_tuning/jobs", most=limit if state is None else SEARCHED)
+    jobs = [job for job in jobs if state is None or job["jenga"]["state"] == state][:limit]
+    if as_json:
+        emit(jobs)
+        return
+    rows = table("job", "model", "state", "stage", "step>", "loss>", "activations>", "owner", "created")
+    for job in jobs:
+        extra = job["jenga"]
+        steps = f"{extra['step']}/{extra['total_steps'] or '?'}"
+        created = amounts.day(job["created_at"])
+        rows.add_row(
+            job["id"], job["model"], extra["state"], _standing(extra), steps, _loss(extra), _memory(extra),
+            extra.get("owner") or "-", created,
+        )  # fmt: skip
     show(rows)
 
 
-def cancel(job_id: JobId, data_dir: DataDir = None) -> None:
-    """Cancel a job that has not ended."""
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """What happened to a job, oldest first. With --json one event a line."""
     with connected(settings_of(data_dir)) as service:
-        job = service.post(f"/fine_tuning/jobs/{job_id}/cancel")
-    print(f"{job_id} is {(job.get('jenga') or {}).get('state', job['status'])}")
+        events = follow_events(service, job_id) if follow else known_events(service, job_id)
+        for event in events:
+            if as_json:
+                emit_line(event)
+            else:
+                level = "" if event["level"] == "info" else f"{event['level'].upper()}: "
+                print(f"{amounts.day(event['created_at'])}  {level}{event['message']}", flush=True)
 
 
-def options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`["max_steps=12", "selection.score=random"]` to a nested mapping. Values are JSON, or else plain strings."""
-    tree: dict[str, Any] = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
-        *parents, key = path.split(".")
-        if not equals or not all([*parents, key]):
-            raise ConfigError(
-                f"--option {pair!r}: expected KEY=VALUE, e.g. keep_fraction=0.4 or selection.score=random"
-            )
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--option {pair!r}: {parent!r} was given a value of its own before")
-        try:
-            node[key] = json.loads(text)
-        except ValueError:
-            node[key] = text
-    return tree
+def pause(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
+    """Let a job give its devices back; it keeps its place in training, and `jenga resume` lets it go on."""
+    _ask(job_id, "pause", as_json, data_dir)
 
 
-def progress(console: Console) -> Progress:
-    """The bar of a job."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    )
+def resume(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
+    """Put a paused job back into the queue."""
+    _ask(job_id, "resume", as_json, data_dir)
 
 
-def _upload(service: Service, path: Path) -> str:
-    with path.open("rb") as file:
-        stored = service.post("/files", data={"purpose": "fine-tune"}, files={"file": (path.name, file)})
-    if stored["status"] == "error":
-        raise ConfigError(f"{path}: {stored['status_details']}")
-    return str(stored["id"])
+def stop(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
+    """Finish a job now, with what it has learned: evaluate, publish the adapter, succeed."""
+    _ask(job_id, "stop", as_json, data_dir)
 
 
-def _new_events(service: Service, job_id: str, seen: set[str]) -> list[dict[str, Any]]:
-    """Events not seen before, oldest first. The service lists the newest first, so pages are read until a known one."""
-
-    def newest_first() -> Iterator[dict[str, Any]]:
-        after: dict[str, str] = {}
-        while True:
-            page = service.get(f"/fine_tuning/jobs/{job_id}/events", limit=EVENTS_PER_PAGE, **after)
-            yield from page["data"]
-            if not page["has_more"] or not page["data"]:
-                return
-            after = {"after": page["data"][-1]["id"]}
-
-    new = []
-    for event in newest_first():
-        if event["id"] in seen:
-            break
-        new.append(event)
-    seen.update(event["id"] for event in new)
-    return new[::-1]
+def cancel(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
+    """Cancel a job that has not ended. It leaves no adapter; `jenga stop` would."""
+    _ask(job_id, "cancel", as_json, data_dir)
 
 
-_STYLES = {"warn": "yellow", "error": "red"}
+def _ask(job_id: str, action: str, as_json: bool, data_dir: Any) -> None:
+    with connected(settings_of(data_dir)) as service:
+        job = service.post(f"/fine_tuning/jobs/{job_id}/{action}")
+    if as_json:
+        emit(job)
+    else:
+        print(f"{job_id} is {job['jenga']['state']}")
+
+
+def _standing(extra: dict[str, Any]) -> str:
+    queue = extra.get("queue")
+    return f"no. {queue['position']} in the queue" if queue else str(extra["stage"])
+
+
+def _loss(extra: dict[str, Any]) -> str:
+    losses = extra.get("loss") or {}
+    return amounts.loss(losses.get("held_out") if extra["state"] == "succeeded" else losses.get("train"))
+
+
+def _memory(extra: dict[str, Any]) -> str:
+    memory = extra.get("memory") or {}
+    words = amounts.compared(memory.get("activation_bytes"), memory.get("dense_activation_bytes"))
+    return amounts.size(memory.get("activation_bytes")) + (f", {words}" if words else "")

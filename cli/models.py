@@ -5,20 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cli import amounts
 from cli.connection import connected
+from cli.output import Json, emit, show, table
 from cli.settings import DataDir, settings_of
-from cli.tables import show, table
 from cli.up import prepare
 from jenga_core.errors import ConfigError, JengaError
 from jenga_core.service.db.models import BaseModelEntry
 from jenga_core.service.db.session import Database
 from jenga_core.service.models import registry
 
-app = typer.Typer(help="Base models that jobs may name.", no_args_is_help=True)
+app = typer.Typer(help="Base models that jobs may name.", no_args_is_help=True, add_completion=False)
 
 
 @app.command("add")
@@ -27,6 +28,7 @@ def add(
         str, typer.Argument(metavar="NAME_OR_PATH", help="smollm2-135m, ORG/NAME of the hub, or a folder.")
     ],
     name: Annotated[str | None, typer.Option(help="Name for jobs to use. Default: the source's own name.")] = None,
+    as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
     """Fetch a base model, convert it once if need be, and register it. Works with the service up or down."""
@@ -42,13 +44,17 @@ def add(
     database = Database(settings.database)
     try:
         with database.reading() as session:
-            if session.get(BaseModelEntry, name) is not None:
-                print(f"{name} is already there")
+            known = session.get(BaseModelEntry, name)
+            if known is not None:
+                emit(_public(known)) if as_json else print(f"{name} is already there")
                 return
         with registry.staging(settings) as staged:
             _fetch(source, staged)
             with database.writing() as session:
                 entry = registry.add(session, settings, name, source, staged)
+            if as_json:
+                emit(_public(entry))
+                return
             print(
                 f"{entry.id} added: {entry.model_type}, {entry.parameters / 1e6:,.1f}M parameters, "
                 f"context {entry.context_length_tokens} tokens"
@@ -58,13 +64,22 @@ def add(
 
 
 @app.command("list")
-def list_models(data_dir: DataDir = None) -> None:
+def list_models(as_json: Json = False, data_dir: DataDir = None) -> None:
     """The models of the service: base models and fine-tuned ones."""
-    rows = table("model", "owner")
     with connected(settings_of(data_dir)) as service:
-        for model in service.get("/models")["data"]:
-            rows.add_row(model["id"], model["owned_by"])
+        models = service.get("/models")["data"]
+    if as_json:
+        emit(models)
+        return
+    rows = table("model", "owner", "created")
+    for model in models:
+        rows.add_row(model["id"], model["owned_by"], amounts.day(model["created"]))
     show(rows)
+
+
+def _public(entry: BaseModelEntry) -> dict[str, Any]:
+    names = ("id", "source", "model_type", "parameters", "num_hidden_layers", "context_length_tokens", "fingerprint")
+    return {name: getattr(entry, name) for name in names}
 
 
 def _fetch(source: str, folder: Path) -> None:

@@ -31,6 +31,7 @@ from sqlalchemy.exc import OperationalError
 
 from cli.children import Child, tail
 from cli.connection import address_file
+from cli.output import Json, emit, emit_line
 from cli.settings import DataDir, settings_of
 from jenga_core.errors import ConfigError, ConflictError, JengaError
 from jenga_core.service import embedded
@@ -53,6 +54,7 @@ def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at the same time.")] = 1,
+    as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
     """Start Jenga in the foreground: API, workers and, unless JENGA_BROKER_URL is set, a broker."""
@@ -67,7 +69,12 @@ def up(
             prepare(settings)
             children = _start(stack, settings, listener, address, workers)
             stack.enter_context(_recorded(address_file(settings), address))
-            print(f"Jenga is ready at {address} (data folder {settings.data_dir}: admin.key, logs/)", flush=True)
+            if as_json:
+                emit_line(
+                    {"url": address, "data_dir": str(settings.data_dir), "key_file": str(settings.admin_key_file)}
+                )
+            else:
+                print(f"Jenga is ready at {address} (data folder {settings.data_dir}: admin.key, logs/)", flush=True)
             while True:
                 time.sleep(POLL_SECONDS)
                 for child in children:
@@ -77,10 +84,13 @@ def up(
         return
 
 
-def migrate(data_dir: DataDir = None) -> None:
+def migrate(as_json: Json = False, data_dir: DataDir = None) -> None:
     """Make the data folder, bring the database to the newest schema, and make the first API key."""
     settings = settings_of(data_dir)
     prepare(settings)
+    if as_json:
+        emit({"data_dir": str(settings.data_dir), "key_file": str(settings.admin_key_file)})
+        return
     print(f"{settings.data_dir} is ready; the first API key is in {settings.admin_key_file}")
 
 

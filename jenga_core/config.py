@@ -22,6 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from jenga_core.errors import ConfigError
 
+Column = Literal["mean", "sum", "relative"]
+"""How a key block's scores are pooled over query blocks; see `SelectionConfig.column`."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "jenga": {},
     "jenga-paper": {
@@ -30,6 +33,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             "by": "threshold",
             "score": "auto",
             "column": "sum",
+            "asked_by": "all",
+            "target_fraction": 0.0,
             "unselected": "eliminated",
             "loss_on": "all",
             "entry_layer": 0,
@@ -73,9 +78,19 @@ class SelectionConfig(_Part):
     there are some, else exact; a job on a GPU trains them. `random` and `recent` are controls: they show what informed
     scores are worth."""
 
-    column: Literal["mean", "sum"] = "mean"
+    column: Column = "mean"
     """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
-    blocks, which more queries can see. `mean` divides that advantage away."""
+    blocks, which more queries can see. `mean` divides that advantage away, and favours late ones, which are near to all
+    that see them. `relative` divides each score by what is usual at its distance, and favours neither."""
+
+    asked_by: Literal["targets", "all"] = "targets"
+    """The query blocks whose asking counts. `targets`: those that are learnt from, so that context is what the loss
+    needs; blocks with a label where `target_fraction` is 0. `all`: every block (the paper's)."""
+
+    target_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Of the blocks that are kept, the share that is kept to be learnt from, whatever it scores: all blocks with a
+    label if they are few, else a run of consecutive ones, another in every epoch. The others are context, best score
+    first. 0: scores alone decide."""
 
     unselected: Literal["eliminated", "forward_only"] = "eliminated"
     """What becomes of unselected tokens from the entry layer on. `forward_only`: computed exactly, without gradient."""
@@ -94,7 +109,8 @@ class SelectionConfig(_Part):
 
     entry_layer: int | None = Field(default=None, ge=0)
     """The layer that chooses (`per_layer`: the first that does), counted from 0; the layers below compute every token.
-    None means half of the layers."""
+    None means half of the layers, and from there the first whose attention reaches back to the first token: a layer
+    with a sliding window cannot tell what is asked of far blocks."""
 
     block_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens per block. Blocks start at each document's first token."""
@@ -174,11 +190,11 @@ class CalibrationConfig(_Part):
 class PredictorConfig(_Part):
     """Predictors of block scores (paper, technique 2), trained on the frozen model before the adapter is."""
 
-    hidden: int = Field(default=128, ge=8, le=4096)
+    hidden: int = Field(default=256, ge=8, le=8192)
     """Neurons after the first and after the second of a network's three matrices; training takes out dead ones."""
 
-    rank: int = Field(default=32, ge=2, le=1024, multiple_of=2)
-    """Length of the vectors whose product is a block pair's score."""
+    head_size: int = Field(default=48, ge=2, le=256, multiple_of=2)
+    """Coordinates of a predicted query or key; those of the layer that matter most."""
 
     steps: int = Field(default=300, ge=1, le=100_000)
     """Optimizer steps."""
@@ -190,7 +206,7 @@ class PredictorConfig(_Part):
     """Tokens of the training file that predictors learn from, an eighth of them held out to measure recall; fewer where
     the file has fewer. Their residual streams are kept in the host's memory meanwhile."""
 
-    learning_rate: float = Field(default=5e-3, gt=0, le=1)
+    learning_rate: float = Field(default=5e-4, gt=0, le=1)
     """Peak, of Adam."""
 
     min_recall: float = Field(default=0.9, ge=0, le=1)
@@ -200,7 +216,7 @@ class PredictorConfig(_Part):
 class LossConfig(_Part):
     """Segmented cross entropy (paper, technique 3: segment-based peak cutting)."""
 
-    segment_tokens: int = Field(default=1024, ge=16)
+    segment_tokens: int = Field(default=2048, ge=16)
     """Rows of logits that exist at once. Peak memory of the loss is proportional to it, gradients do not depend on
     it."""
 
@@ -217,7 +233,7 @@ class JengaConfig(_Part):
     """Named defaults to start from: `jenga` (contextual token sparsity), `jenga-paper` or `lora` (dense)."""
 
     enabled: bool = True
-    """False switches the method off: the patched model computes bit for bit what the unpatched one does."""
+    """False switches the method off: every token is involved in every layer."""
 
     context_length_tokens: int = Field(default=2048, ge=16)
     """Longest sequence trained on. Longer texts are split into windows; longer chats are cut."""
@@ -248,6 +264,14 @@ class JengaConfig(_Part):
 
     loss: LossConfig = LossConfig()
     """How the loss is computed."""
+
+    recompute: Literal["none", "mlp", "full"] = "none"
+    """What backward computes again instead of keeping it, in layers that compute with gradient. `mlp`: gate and up.
+    `full`: all but the layer's input, attention output, keys and values; attention itself is never computed again."""
+
+    fused: bool = True
+    """Layers whose structure is known run as fewer and leaner operations. False leaves them to transformers and peft,
+    and then `enabled=False` computes bit for bit what the unpatched model does."""
 
     lora: LoraConfig = LoraConfig()
     """The adapter."""
@@ -280,6 +304,15 @@ class JengaConfig(_Part):
                     )
                 values["selection"] = {**selection, "keep_fraction": short}
         return values
+
+    @model_validator(mode="after")
+    def _recompute_repeats(self) -> Self:
+        if self.recompute == "full" and self.lora.dropout > 0:
+            raise ValueError(
+                f"recompute='full' computes layers twice, which lora.dropout={self.lora.dropout:g} would make differ; "
+                "set it to 0, or use recompute='none' or 'mlp'"
+            )
+        return self
 
     @classmethod
     def parse(cls, given: Mapping[str, Any], *, param: str = "jenga") -> JengaConfig:

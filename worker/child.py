@@ -1,4 +1,4 @@
-"""The trainer as a child process, and the pipe on which it talks.
+"""The trainer as a child process, the pipe on which it talks, and the one on which it hears how long it may live.
 
 A fresh process (never a fork of this one, which CUDA forbids) that leads its own session, so that one signal reaches
 it and all its helpers. When the supervisor dies, however it dies, the kernel kills the trainer (PR_SET_PDEATHSIG): no
@@ -9,19 +9,33 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from jenga_core.service.processes import dies_with_this
-from worker.protocol import EVENTS_FD_VARIABLE
+from worker import watchdog
+from worker.protocol import EVENTS_FD_VARIABLE, FINISH_SIGNAL
+from worker.watchdog import LEASE_FD_VARIABLE
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is handed on in pieces, none of which will be a message."""
 
 READ_BYTES = 2**20
+
+LOG_BYTES = 8 * 2**20
+"""When what a trainer printed is longer, it becomes `stderr.log.1` and a new file begins."""
+
+
+def _before_exec(dies_with_parent: Callable[[], None]) -> Callable[[], None]:
+    def prepare() -> None:
+        dies_with_parent()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [FINISH_SIGNAL])
+
+    return prepare
 
 
 class Child:
@@ -33,15 +47,19 @@ class Child:
         folder: Path,
         *,
         environment: Mapping[str, str] | None = None,
-        keep_open: Sequence[int] = (),
+        lease_ends: float | None = None,
     ) -> None:
         """Start `command --job-dir folder`; what it prints goes to `folder/stderr.log`.
 
-        `keep_open` are descriptors that the child inherits, such as the lock on its GPU.
+        It dies at `lease_ends` (time.monotonic()) unless `renewed` puts that off; None lets it live.
         """
         self._log = folder / "stderr.log"
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         self._reader, writer = os.pipe()
+        lease_reader, self._lease = os.pipe()
+        os.set_blocking(self._lease, False)
+        if lease_ends is not None:
+            watchdog.tell(self._lease, lease_ends)
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -57,16 +75,19 @@ class Child:
                         "PYTHONUNBUFFERED": "1",
                         **(environment or {}),
                         EVENTS_FD_VARIABLE: str(writer),
+                        LEASE_FD_VARIABLE: str(lease_reader),
                     },
-                    pass_fds=(writer, *keep_open),
+                    pass_fds=(writer, lease_reader),
                     start_new_session=True,
-                    preexec_fn=dies_with_this(signal.SIGKILL),
+                    preexec_fn=_before_exec(dies_with_this(signal.SIGKILL)),
                 )
         except BaseException:
             os.close(self._reader)
+            os.close(self._lease)
             raise
         finally:
             os.close(writer)
+            os.close(lease_reader)
         os.set_blocking(self._reader, False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._reader, selectors.EVENT_READ)
@@ -92,6 +113,10 @@ class Child:
             self._process.wait(timeout_seconds)
         return []
 
+    def renewed(self, lease_ends: float) -> None:
+        """The lease holds until then, by time.monotonic()."""
+        watchdog.tell(self._lease, lease_ends)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the trainer and its helpers."""
         with suppress(ProcessLookupError):  # all of them have ended
@@ -109,8 +134,16 @@ class Child:
                 break
         self._selector.close()
         os.close(self._reader)
+        os.close(self._lease)
         lines = self._lines()
         return [*lines, self._buffer] if self._buffer.strip() else lines
+
+    def rotate_log(self) -> None:
+        """Keep what was printed below twice LOG_BYTES. The trainer appends, so the file can be emptied under it."""
+        if self._log.stat().st_size > LOG_BYTES:
+            shutil.copyfile(self._log, self._log.with_suffix(".log.1"))
+            os.truncate(self._log, 0)
+            self._log_start = 0
 
     def log_tail(self, lines: int = 20, size_bytes: int = 4000) -> str:
         """The last lines that this process printed."""

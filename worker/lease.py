@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from jenga_core.service.db.session import Database
 from jenga_core.service.jobs import lifecycle
-from jenga_core.service.jobs.lifecycle import LeaseLost
+from jenga_core.service.jobs.lifecycle import LeaseLost, Wishes
 from jenga_core.service.jobs.state import JobState
 
 RETRY_SECONDS = 1.0
@@ -34,10 +34,20 @@ class Lease:
         self.job_id = job_id
         self.token = token
         self.seconds = seconds
-        self.state = JobState.RUNNING
-        """As of the newest write; inside its body, locked."""
+        self.wishes = Wishes(JobState.RUNNING)
+        """What is asked of the job, as of the newest write; inside its body, locked."""
         self._database = database
         self._ends = claimed_at + seconds
+
+    @property
+    def state(self) -> JobState:
+        """As of the newest write."""
+        return self.wishes.state
+
+    @property
+    def ends(self) -> float:
+        """Until when it certainly holds, by time.monotonic()."""
+        return self._ends
 
     def write(self, body: Callable[[Session], None]) -> None:
         """Renew, look at the job's state, and run `body(session)`, in one transaction.
@@ -51,7 +61,7 @@ class Lease:
             before = time.monotonic()
             try:
                 with self._database.writing() as session:
-                    self.state = lifecycle.renew(session, self.job_id, self.token, lease_seconds=self.seconds)
+                    self.wishes = lifecycle.renew(session, self.job_id, self.token, lease_seconds=self.seconds)
                     body(session)
             except OperationalError as error:
                 if time.monotonic() + RETRY_SECONDS > self._ends:

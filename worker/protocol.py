@@ -4,16 +4,22 @@ Downwards: one JSON file, `TrainerSpec`, in the job's folder. Upwards: one JSON 
 `Message`. The supervisor relays them into the database under its lease; the trainer knows no database. Nothing here
 imports torch, so a fake trainer in a test can speak the real protocol.
 
+Signals: SIGTERM asks the trainer to save at the next step boundary and leave, SIGUSR1 to train no further but to
+evaluate and publish what there is. A trainer is started with SIGUSR1 blocked and unblocks it when it has a handler, so
+that one sent early is neither lost nor deadly.
+
 Layout of a job's folder (`DATA_DIR/jobs/<job id>`):
 
     spec.json            the TrainerSpec
     stderr.log           what the trainer printed
-    checkpoints/step-8/  states to go on from
+    cache/               encoded training data; gone when the job has ended
+    checkpoints/         states to go on from (jenga_core/finetuning/checkpoints.py)
     output/              adapter/, adapter.tar.gz, metrics.csv
 """
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,13 +31,15 @@ from jenga_core.service.jobs.state import JobStage
 EVENTS_FD_VARIABLE = "JENGA_EVENTS_FD"
 """Environment variable with the number of the pipe's writing end."""
 
+FINISH_SIGNAL = signal.SIGUSR1
+
 EXIT_OK = 0
 EXIT_USER_ERROR = 10
 """The trainer raised: its last message is an ErrorMessage. Not retried."""
 EXIT_OUT_OF_MEMORY = 11
 """CUDA or host memory ran out: an ErrorMessage with the numbers. Not retried."""
-EXIT_CANCELLED = 12
-"""It stopped at a step boundary because SIGTERM asked it to."""
+EXIT_STOPPED = 12
+"""It saved at a step boundary and left because SIGTERM asked it to."""
 
 
 class _Frozen(BaseModel):
@@ -55,8 +63,12 @@ class TrainerSpec(_Frozen):
     hyperparameters: dict[str, Any]
     """OpenAI's: n_epochs, batch_size, learning_rate_multiplier; "auto" or a number."""
     seed: int
-    resume_from: Path | None
-    """Folder of the checkpoint to go on from; None starts at step 0."""
+    checkpoints: list[Path] = []
+    """Folders of states to go on from, newest first; the first that is whole is used, none starts at step 0."""
+    gpus: int = 1
+    """Devices it trains on."""
+    finish: bool = False
+    """Train no further than the checkpoint is; evaluate and publish."""
 
 
 class StageMessage(_Frozen):
@@ -161,6 +173,8 @@ class ErrorMessage(_Frozen):
     code: str
     message: str
     param: str | None = None
+    peak_bytes: int | None = None
+    """Of an `out_of_memory`: the most that was allocated."""
 
 
 Message = Annotated[

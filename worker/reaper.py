@@ -11,8 +11,9 @@ from jenga_core.service.db.session import Database
 from jenga_core.service.jobs import lifecycle, queue
 from jenga_core.service.settings import Settings
 
-RING_AGAIN_SECONDS = 15.0
-"""A job still queued so long after its doorbell is rung for again."""
+RING_AGAIN_SECONDS = 5.0
+"""A job still queued so long after its doorbell is rung for again. With the clock's own interval, a lost message is
+replaced within ten seconds."""
 
 log = logging.getLogger(__name__)
 

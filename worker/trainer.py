@@ -1,8 +1,8 @@
 """The trainer: one job, one process. `python -m worker.trainer --job-dir DIR`, started by the supervisor.
 
 It reads `DIR/spec.json`, runs the stages, and tells the supervisor what happens through the pipe whose number is in
-JENGA_EVENTS_FD. It knows no database. SIGTERM asks it to stop at the next step boundary; its exit code says how it
-ended (worker/protocol.py).
+JENGA_EVENTS_FD. It knows no database. SIGTERM asks it to save and leave at the next step boundary, SIGUSR1 to finish
+with what is trained; its exit code says how it ended (worker/protocol.py).
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ import torch
 import transformers
 
 from jenga_core.errors import JengaError
+from jenga_core.finetuning import parallel
 from jenga_core.finetuning.pretrained import training_device
 from jenga_core.service.jobs.state import JobStage
+from worker import ranks, watchdog
 from worker.protocol import (
     EVENTS_FD_VARIABLE,
-    EXIT_CANCELLED,
     EXIT_OK,
     EXIT_OUT_OF_MEMORY,
+    EXIT_STOPPED,
     EXIT_USER_ERROR,
+    FINISH_SIGNAL,
     ErrorMessage,
     StageMessage,
     TrainerSpec,
@@ -47,23 +50,39 @@ STAGES: Mapping[JobStage, Callable[[TrainingJob], None]] = {
 }
 """All of JobStage, in its order."""
 
+OF_EVERY_RANK = (JobStage.VALIDATE, JobStage.PREPARE, JobStage.FINETUNE)
+"""Of a job on several devices; the others are rank 0's. Only rank 0 leaves when asked, and the others end with it."""
+
 
 def main() -> int:
     """Run the job in --job-dir; return the process's exit code."""
     parser = argparse.ArgumentParser(description="Run one fine-tuning job (started by the Jenga worker).")
     parser.add_argument("--job-dir", type=Path, required=True, help="folder that holds spec.json")
-    folder = parser.parse_args().job_dir
+    parser.add_argument("--rank", type=int, default=0, help="of a job on several devices (worker/ranks.py)")
+    parser.add_argument("--rendezvous", type=Path, help="file at which its ranks meet")
+    arguments = parser.parse_args()
+    folder, rank = arguments.job_dir, arguments.rank
     spec = TrainerSpec.model_validate_json((folder / "spec.json").read_text())
-    reporter = Reporter(int(os.environ[EVENTS_FD_VARIABLE]))
+    reporter = Reporter(int(os.environ[EVENTS_FD_VARIABLE]), quiet=rank > 0)
+    if rank == 0:
+        watchdog.watch()
+        arguments.rendezvous = ranks.start_others(spec, folder)
     job = TrainingJob(spec=spec, folder=folder, reporter=reporter, device=training_device())
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    def leave(_signal: int, _frame: FrameType | None) -> None:
         job.stop_requested = True
 
-    signal.signal(signal.SIGTERM, stop)
+    def finish(_signal: int, _frame: FrameType | None) -> None:
+        job.finish_requested = True
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(FINISH_SIGNAL, finish)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [FINISH_SIGNAL])
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if arguments.rendezvous is not None:
+        job.ranks = parallel.join(rank, spec.gpus, arguments.rendezvous, job.device)
     return run(job)
 
 
@@ -71,17 +90,21 @@ def run(job: TrainingJob) -> int:
     """The stages in order; every way to end becomes a message and an exit code."""
     try:
         for stage, work in STAGES.items():
-            job.leave_if_asked()
+            if job.ranks.rank == 0:
+                job.leave_if_asked()
+            elif stage not in OF_EVERY_RANK:
+                continue
             job.reporter.send(StageMessage(stage=stage))
             work(job)
     except Stopped:
-        return EXIT_CANCELLED
+        return EXIT_STOPPED
     except JengaError as error:
         job.reporter.send(ErrorMessage(code=error.code, message=error.message, param=error.param))
         return EXIT_USER_ERROR
     except (torch.OutOfMemoryError, MemoryError) as error:
         traceback.print_exc()
-        job.reporter.send(ErrorMessage(code="out_of_memory", message=_out_of_memory(job, error)))
+        peak = torch.cuda.max_memory_allocated() if job.device.type == "cuda" else None
+        job.reporter.send(ErrorMessage(code="out_of_memory", message=_out_of_memory(job, error), peak_bytes=peak))
         return EXIT_OUT_OF_MEMORY
     except Exception as error:  # noqa: BLE001 - the boundary of the process: whatever it is, it must be told
         traceback.print_exc()

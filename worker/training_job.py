@@ -19,11 +19,21 @@ from jenga_core.errors import JengaError
 from jenga_core.finetuning.data import Encoded, PadRight, collator
 from jenga_core.finetuning.dense_reference import DenseReference
 from jenga_core.finetuning.evaluation import HeldOut
+from jenga_core.finetuning.parallel import ALONE, Ranks
 from jenga_core.finetuning.trainer import Finished, Plan
 from jenga_core.patching.apply import JengaHandle
 from jenga_core.patching.report import JengaReport
 from jenga_core.prediction.store import Stored
-from worker.protocol import CheckpointMessage, EventMessage, Message, SelectionMessage, StepMessage, TrainerSpec
+from worker import resume_state
+from worker.protocol import (
+    CheckpointMessage,
+    ErrorMessage,
+    EventMessage,
+    Message,
+    SelectionMessage,
+    StepMessage,
+    TrainerSpec,
+)
 
 
 class Stopped(Exception):
@@ -31,13 +41,16 @@ class Stopped(Exception):
 
 
 class Reporter:
-    """Writes messages to the supervisor's pipe, one JSON object a line."""
+    """Writes messages to the supervisor's pipe, one JSON object a line; one that is `quiet` only says why it fails."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, quiet: bool = False) -> None:
         self._pipe: BinaryIO = os.fdopen(descriptor, "wb", buffering=0)
+        self._quiet = quiet
 
     def send(self, message: Message) -> None:
         """Blocks when the pipe is full; a closed pipe means the supervisor is gone, and ends the process."""
+        if self._quiet and not isinstance(message, ErrorMessage):
+            return
         self._pipe.write(message.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
@@ -57,7 +70,16 @@ class TrainingJob:
     folder: Path
     reporter: Reporter
     device: torch.device
+    ranks: Ranks = ALONE
     stop_requested: bool = False
+    """Save at the next step and leave (SIGTERM)."""
+
+    finish_requested: bool = False
+    """Train no further (SIGUSR1)."""
+
+    resume_from: Path | None = None
+    """The checkpoint to go on from."""
+
     warnings: list[str] = field(default_factory=list)
 
     # Left by the stages, in this order.
@@ -82,6 +104,11 @@ class TrainingJob:
     def checkpoint_folder(self) -> Path:
         """States to go on from."""
         return self.folder / "checkpoints"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Encoded data, of this rank."""
+        return self.folder / "cache" / (f"rank-{self.ranks.rank}" if self.ranks.rank else ".")
 
     def collate(self) -> PadRight:
         """Sequences to a batch."""
@@ -135,9 +162,13 @@ class JobWatcher:
         """Send the checkpoint's name."""
         self.job.reporter.send(CheckpointMessage(step=step, folder=folder.name, metrics={"train_loss": self.last_loss}))
 
+    def save_state(self, folder: Path) -> None:
+        """What the selection depends on, and what was measured before training."""
+        resume_state.save(self.job, folder)
+
     def should_stop(self) -> bool:
-        """After SIGTERM, yes."""
-        return self.job.stop_requested
+        """After either signal, and from the start when the job was stopped before."""
+        return self.job.stop_requested or self.job.finish_requested or self.job.spec.finish
 
 
 def selection_message(step: int, report: JengaReport) -> SelectionMessage:

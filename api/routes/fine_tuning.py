@@ -1,37 +1,78 @@
-"""Fine-tuning jobs, their events and checkpoints, in OpenAI's shapes."""
+"""Fine-tuning jobs and their checkpoints, in OpenAI's shapes. Their events are in routes/events.py."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Request
+from sqlalchemy.orm import Session
 
-from api.dependencies import After, CurrentDatabase, CurrentPrincipal
+from api.dependencies import After, CurrentDatabase, CurrentPrincipal, CurrentSettings, Limit
 from api.errors import BadRequest
-from api.schemas.fine_tuning import CheckpointObject, CreateJob, EventObject, FineTuningJob
+from api.schemas.fine_tuning import CheckpointObject, CreateJob, FineTuningJob
 from api.schemas.lists import ListOf
+from jenga_core.service import audit
+from jenga_core.service.accounts import idempotency, quotas, teams
+from jenga_core.service.accounts.keys import Principal
+from jenga_core.service.db.models import Job
+from jenga_core.service.db.session import Database
 from jenga_core.service.jobs import events, lifecycle, repository, spec
+from jenga_core.service.jobs.state import JobState
+from jenga_core.service.metrics import details
 
-router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
-
-Limit = Annotated[int, Query(ge=1, le=1000)]
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 _METADATA_ENTRY = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(max_length=255, description="Of the caller's making: asking again with it finds the job that it made"),
+]
+RetryCount = Annotated[str | None, Header(alias="x-stainless-retry-count", include_in_schema=False)]
+
 
 @router.post("")
-def create_job(body: CreateJob, principal: CurrentPrincipal, database: CurrentDatabase) -> FineTuningJob:
-    """Queue a fine-tuning job. A request that is refused leaves none."""
+def create_job(
+    body: CreateJob,
+    principal: CurrentPrincipal,
+    database: CurrentDatabase,
+    settings: CurrentSettings,
+    idempotency_key: IdempotencyKey = None,
+    retry_count: RetryCount = None,
+) -> FineTuningJob:
+    """Queue a fine-tuning job. A request that is refused leaves none; one that is repeated finds its job."""
     request = body.to_request()
+    body_sha256 = idempotency.digest(body.model_dump(mode="json"))
+    is_retry = retry_count is not None and retry_count.isdecimal() and int(retry_count[:9]) > 0
     with database.writing() as session:
-        job = lifecycle.submit(session, spec.job_of(session, principal.team_id, request))
-        for warning in spec.warnings(job):
-            events.append(session, job.id, warning, level="warn")
-        return FineTuningJob.of(job)
+        team = teams.get(session, principal.team_id, lock=True)
+        job = idempotency.made_before(
+            session, principal.key_id, body_sha256, idempotency_key=idempotency_key, is_retry=is_retry
+        )
+        if job is None:
+            quotas.check_new_job(session, team)
+            job = lifecycle.submit(session, spec.job_of(session, team.id, request, settings))
+            idempotency.remember(session, principal.key_id, job.id, body_sha256, idempotency_key)
+            audit.record(session, principal, "job.create", job.id, model=job.model, training_file=job.training_file)
+            for warning in spec.warnings(job):
+                events.append(session, job.id, warning, level="warn")
+        session.flush()
+        return _public(session, job)
 
 
-@router.get("")
+_FILTER: dict[str, Any] = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "`metadata[key]=value`: jobs with these entries. `metadata=null`: jobs without any",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+
+
+@router.get("", openapi_extra={"parameters": [_FILTER]})
 def list_jobs(
     request: Request, principal: CurrentPrincipal, database: CurrentDatabase, after: After = None, limit: Limit = 20
 ) -> ListOf[FineTuningJob]:
@@ -39,34 +80,47 @@ def list_jobs(
     filters = _metadata_filters(request)
     with database.reading() as session:
         page = repository.page(session, principal.team_id, after=after, limit=limit, **filters)
-        return ListOf[FineTuningJob].of(page, FineTuningJob.of)
+        found = details.of_jobs(session, page.rows)
+        return ListOf[FineTuningJob].of(page, lambda job: FineTuningJob.of(job, found[job.id]))
 
 
 @router.get("/{job_id}")
 def retrieve_job(job_id: str, principal: CurrentPrincipal, database: CurrentDatabase) -> FineTuningJob:
     """One job."""
     with database.reading() as session:
-        return FineTuningJob.of(repository.get(session, principal.team_id, job_id))
+        return _public(session, repository.get(session, principal.team_id, job_id))
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, principal: CurrentPrincipal, database: CurrentDatabase) -> FineTuningJob:
     """Cancel a job: at once while it waits, at its next step while it runs. 409 when it has ended."""
-    with database.writing() as session:
-        job = repository.get(session, principal.team_id, job_id)
-        lifecycle.request_cancel(session, job.id)
-        session.refresh(job)
-        return FineTuningJob.of(job)
+    return _ask(database, principal, job_id, "job.cancel", lifecycle.request_cancel)
 
 
-@router.get("/{job_id}/events")
-def list_events(
-    job_id: str, principal: CurrentPrincipal, database: CurrentDatabase, after: After = None, limit: Limit = 20
-) -> ListOf[EventObject]:
-    """What happened, newest first."""
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, principal: CurrentPrincipal, database: CurrentDatabase) -> FineTuningJob:
+    """Save the job and free its devices; `status` reads `queued` then, `jenga.state` `paused`.
+
+    409, with the stage's name, when it is about to end by itself.
+    """
+    return _ask(database, principal, job_id, "job.pause", lifecycle.request_pause)
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, principal: CurrentPrincipal, database: CurrentDatabase) -> FineTuningJob:
+    """Queue a paused job again; it goes on from its newest checkpoint. 409 when it is not paused."""
     with database.reading() as session:
-        job = repository.get(session, principal.team_id, job_id)
-        return ListOf[EventObject].of(repository.events(session, job, after=after, limit=limit), EventObject.of)
+        quotas.check_gpu_hours(session, teams.get(session, principal.team_id))
+    return _ask(database, principal, job_id, "job.resume", lifecycle.resume)
+
+
+@router.post("/{job_id}/stop")
+def stop_job(job_id: str, principal: CurrentPrincipal, database: CurrentDatabase) -> FineTuningJob:
+    """Finish now with what is trained: a last checkpoint, evaluation, and the model. The job succeeds.
+
+    409 before anything is trained (cancel it instead) and when training is over already.
+    """
+    return _ask(database, principal, job_id, "job.stop", lifecycle.request_stop)
 
 
 @router.get("/{job_id}/checkpoints")
@@ -78,6 +132,26 @@ def list_checkpoints(
         job = repository.get(session, principal.team_id, job_id)
         page = repository.checkpoints(session, job, after=after, limit=limit)
         return ListOf[CheckpointObject].of(page, CheckpointObject.of)
+
+
+def _ask(
+    database: Database,
+    principal: Principal,
+    job_id: str,
+    action: str,
+    request: Callable[[Session, str], JobState],
+) -> FineTuningJob:
+    """Ask the lifecycle for something and show the job as it is then."""
+    with database.writing() as session:
+        job = repository.get(session, principal.team_id, job_id)
+        request(session, job.id)
+        audit.record(session, principal, action, job.id)
+        session.refresh(job)
+        return _public(session, job)
+
+
+def _public(session: Session, job: Job) -> FineTuningJob:
+    return FineTuningJob.of(job, details.of_jobs(session, [job])[job.id])
 
 
 def _metadata_filters(request: Request) -> dict[str, Any]:

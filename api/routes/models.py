@@ -6,13 +6,15 @@ from fastapi import APIRouter
 from sqlalchemy import select
 
 from api.dependencies import CurrentDatabase, CurrentPrincipal
+from api.errors import Forbidden
 from api.schemas.lists import ListOf
-from api.schemas.models import ModelObject
+from api.schemas.models import ModelDeleted, ModelObject
+from jenga_core.service import audit
 from jenga_core.service.db.models import BaseModelEntry, FineTunedModel
 from jenga_core.service.models import registry
 from jenga_core.service.pagination import Page
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
@@ -33,3 +35,16 @@ def retrieve_model(model: str, principal: CurrentPrincipal, database: CurrentDat
         if made is not None and made.team_id == principal.team_id:
             return ModelObject.of(made)
         return ModelObject.of(registry.get(session, model))
+
+
+@router.delete("/{model:path}")
+def delete_model(model: str, principal: CurrentPrincipal, database: CurrentDatabase) -> ModelDeleted:
+    """Delete a model that a job of the team made. The job and its result files stay; files have their own DELETE."""
+    with database.writing() as session:
+        made = session.get(FineTunedModel, model)
+        if made is None or made.team_id != principal.team_id:
+            registry.get(session, model)
+            raise Forbidden(f"{model!r} is a base model of this installation; only fine-tuned models can be deleted")
+        session.delete(made)
+        audit.record(session, principal, "model.delete", model, job_id=made.job_id)
+    return ModelDeleted(id=model)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Query
-
-from api.dependencies import After, CurrentDatabase, CurrentPrincipal
+from api.dependencies import After, CurrentDatabase, CurrentPrincipal, Limit
 from api.schemas.lists import ListOf
 from api.schemas.predictors import PredictorObject
 from jenga_core.service.models import predictors
 
-router = APIRouter(prefix="/predictors", tags=["predictors"])
-
-Limit = Annotated[int, Query(ge=1, le=1000)]
+router = APIRouter(prefix="/v1/predictors", tags=["predictors"])
 
 
 @router.get("")

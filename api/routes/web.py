@@ -12,6 +12,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -20,9 +21,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 
 from api.auth import COOKIE, principal_of
+from api.web import modules, settings_form
 from jenga_core.errors import AuthenticationError
 from jenga_core.service.accounts.keys import Principal, authenticate
-from jenga_core.service.db.models import Job
+from jenga_core.service.db.models import Job, Team
 
 COOKIE_SECONDS = 90 * 24 * 3600
 
@@ -33,13 +35,17 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-store",
 }
 _PLOTLY = f"plotly-{version('plotly')}.min.js"
-_NEXT_PAGE = re.compile(r"jobs/[\w-]+")
+_NEXT_PAGE = re.compile(r"(jobs/[\w-]+|compare|predictors|fleet|keys)?(\?[\w=&.:-]*)?")
+"""Where the login form may lead: our own pages, below this one."""
 
-_WEB = Path(__file__).parent.parent / "web"
+
 _templates = Jinja2Templates(
-    env=Environment(loader=FileSystemLoader(_WEB / "templates"), autoescape=True, undefined=StrictUndefined)
+    env=Environment(
+        loader=FileSystemLoader(modules.STATIC.parent / "templates"), autoescape=True, undefined=StrictUndefined
+    )
 )
-_static = StaticFiles(directory=_WEB / "static")
+_templates.env.globals["modules_behind"] = modules.imported_by
+_static = StaticFiles(directory=modules.STATIC)
 _plotly = StaticFiles(packages=[("plotly", "package_data")])
 
 router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
@@ -48,22 +54,57 @@ router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 @router.get("/")
 def jobs_page(request: Request) -> Response:
     """All jobs of the team."""
-    if _principal(request) is None:
-        return _to_login(request, root="./")
-    return _page(request, "jobs.html", root="./")
+    return _page_of(request, "jobs.html", here="", root="./")
+
+
+@router.get("/jobs/new")
+def new_job_page(request: Request) -> Response:
+    """A form for a job, with what it will need; `?from=JOB` fills it with another job's settings."""
+    return _page_of(
+        request,
+        "new.html",
+        here="jobs/new",
+        root="../",
+        sections=settings_form.sections(),
+        defaults=settings_form.defaults(),
+        help_of=settings_form.help_of,
+    )
 
 
 @router.get("/jobs/{job_id}")
 def job_page(request: Request, job_id: str) -> Response:
     """One job: progress, loss, memory beside dense, kept blocks, events, downloads."""
     principal = _principal(request)
-    if principal is None:
-        return _to_login(request, root="../", next_page=f"jobs/{job_id}")
-    with request.app.state.database.reading() as session:
-        job = session.get(Job, job_id)
-    if job is None or job.team_id != principal.team_id:
-        return _page(request, "missing.html", root="../", status=404, job_id=job_id)
-    return _page(request, "job.html", root="../", job_id=job_id, plotly=_PLOTLY)
+    if principal is not None:
+        with request.app.state.database.reading() as session:
+            job = session.get(Job, job_id)
+        if job is None or job.team_id != principal.team_id:
+            return _page_of(request, "missing.html", here="jobs", root="../", status=404, job_id=job_id)
+    return _page_of(request, "job.html", here=f"jobs/{job_id}", root="../", job_id=job_id, plotly=_PLOTLY)
+
+
+@router.get("/compare")
+def compare_page(request: Request) -> Response:
+    """Two or more jobs side by side; `?job=ID&job=ID` names them."""
+    return _page_of(request, "compare.html", here="compare", root="./", plotly=_PLOTLY)
+
+
+@router.get("/predictors")
+def predictors_page(request: Request) -> Response:
+    """The team's predictors of block scores, and how well they do."""
+    return _page_of(request, "predictors.html", here="predictors", root="./")
+
+
+@router.get("/fleet")
+def fleet_page(request: Request) -> Response:
+    """Machines and devices, who holds them, who waits, and each team's share."""
+    return _page_of(request, "fleet.html", here="fleet", root="./")
+
+
+@router.get("/keys")
+def keys_page(request: Request) -> Response:
+    """The team's API keys."""
+    return _page_of(request, "keys.html", here="keys", root="./")
 
 
 @router.get("/login")
@@ -86,7 +127,7 @@ def login(
             authenticate(session, key.strip(), pepper=state.settings.pepper)
     except AuthenticationError as error:
         return _page(request, "login.html", root="./", status=401, next_page=next_page, error=error.message)
-    response = RedirectResponse(next_page if _NEXT_PAGE.fullmatch(next_page) else "./", status_code=303)
+    response = RedirectResponse(f"./{next_page if _NEXT_PAGE.fullmatch(next_page) else ''}", status_code=303)
     response.set_cookie(COOKIE, key.strip(), max_age=COOKIE_SECONDS, **_cookie_scope(request))
     return response
 
@@ -127,10 +168,27 @@ def _to_login(request: Request, *, root: str, next_page: str = "") -> Response:
     """
     if request.headers.get("sec-fetch-site") == "cross-site":
         return _page(request, "again.html", root=root, next_page=next_page)
-    return RedirectResponse(f"{root}login" + (f"?next={next_page}" if next_page else ""), status_code=303)
+    return RedirectResponse(f"{root}login" + (f"?next={quote(next_page)}" if next_page else ""), status_code=303)
 
 
-def _page(request: Request, template: str, *, status: int = 200, **context: Any) -> Response:
+def _page_of(request: Request, template: str, *, here: str, root: str, status: int = 200, **context: Any) -> Response:
+    """A page of a team, for whoever has a key; others are asked for one first, and led back `here`."""
+    principal = _principal(request)
+    if principal is None:
+        query = f"?{request.url.query}" if request.url.query else ""
+        return _to_login(request, root=root, next_page=here + query)
+    with request.app.state.database.reading() as session:
+        account = f"{session.get_one(Team, principal.team_id).name} · {principal.key_name}"
+    return _page(request, template, here=here, root=root, status=status, account=account, **context)
+
+
+def _page(
+    request: Request, template: str, *, status: int = 200, account: str | None = None, **context: Any
+) -> Response:
+    """The page, with the script of the same name if there is one."""
+    script = f"{Path(template).stem}.js"
+    context["script"] = script if (modules.STATIC / script).exists() else None
+    context["account"] = account
     return _templates.TemplateResponse(request, template, context, status_code=status, headers=_PAGE_HEADERS)
 
 

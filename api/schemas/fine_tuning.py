@@ -8,11 +8,11 @@ words. `jenga.state` tells what those words cannot.
 from __future__ import annotations
 
 import json
-import time
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError
 
+from api.schemas.bodies import Answer, Request
 from api.schemas.lists import Text
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
@@ -20,6 +20,7 @@ from jenga_core.service.db.models import Job, JobCheckpoint, JobEvent
 from jenga_core.service.jobs.events import event_id
 from jenga_core.service.jobs.spec import JobRequest
 from jenga_core.service.jobs.state import JobStage, JobState
+from jenga_core.service.metrics.details import Details
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -43,11 +44,7 @@ def _sendable(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class HyperparametersRequest(_Request):
+class HyperparametersRequest(Request):
     """OpenAI's three, each "auto" or a number."""
 
     n_epochs: Annotated[Literal["auto"] | int, _auto_or(int, 1, 50)] = "auto"
@@ -55,13 +52,13 @@ class HyperparametersRequest(_Request):
     learning_rate_multiplier: Annotated[Literal["auto"] | float, _auto_or(float, 1e-6, 1e6)] = "auto"
 
 
-class SupervisedRequest(_Request):
+class SupervisedRequest(Request):
     """The one method there is."""
 
     hyperparameters: HyperparametersRequest | None = None
 
 
-class MethodRequest(_Request):
+class MethodRequest(Request):
     """How to fine-tune."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
@@ -70,7 +67,32 @@ class MethodRequest(_Request):
     reinforcement: dict[str, Any] | None = None
 
 
-class CreateJob(_Request):
+class Scheduling(Request):
+    """The fields of a job's `jenga` object that say how it is run and not what it computes."""
+
+    priority: Annotated[int, Field(ge=-1, le=1)] = 0
+    """1 goes before 0, which goes before -1."""
+
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    """Whole devices of one host."""
+
+    oom_policy: Literal["fail", "shrink"] = "fail"
+    """When memory runs out: fail, or start once more with less."""
+
+    @classmethod
+    def split(cls, jenga: dict[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """The scheduling, and what is left for JengaConfig. Raises ConfigError."""
+        own = {name: value for name, value in jenga.items() if name in cls.model_fields}
+        try:
+            scheduling = cls.model_validate(own)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = f"jenga.{first['loc'][0]}"
+            raise ConfigError(f"{where}: {first['msg']} (got {first['input']!r})", param=where) from error
+        return scheduling, {name: value for name, value in jenga.items() if name not in own}
+
+
+class CreateJob(Request):
     """The body of `POST /v1/fine_tuning/jobs`."""
 
     model: Text
@@ -88,7 +110,7 @@ class CreateJob(_Request):
     ) = None
     integrations: list[Any] | None = None
     jenga: Annotated[dict[str, Any], AfterValidator(_sendable)] | None = None
-    """JengaConfig; validated by it."""
+    """JengaConfig's fields (jenga_core/config.py), and those of Scheduling."""
 
     def to_request(self) -> JobRequest:
         """The request as the service's half sees it. Raises ConfigError for what Jenga cannot do."""
@@ -105,21 +127,25 @@ class CreateJob(_Request):
                 code="unsupported_method",
                 param="method.type",
             )
+        scheduling, jenga = Scheduling.split(self.jenga or {})
         in_method = method.supervised.hyperparameters if method and method.supervised else None
         return JobRequest(
             model=self.model,
             training_file=self.training_file,
             validation_file=self.validation_file,
-            config=JengaConfig.parse(self.jenga or {}, param="jenga"),
+            config=JengaConfig.parse(jenga, param="jenga"),
             hyperparameters=self.hyperparameters.model_dump() if self.hyperparameters else None,
             method_hyperparameters=in_method.model_dump() if in_method else None,
             suffix=self.suffix,
             seed=self.seed,
             metadata=self.metadata,
+            priority=scheduling.priority,
+            gpus=scheduling.gpus,
+            oom_policy=scheduling.oom_policy,
         )
 
 
-class JobError(BaseModel):
+class JobError(Answer):
     """Why a job failed."""
 
     code: str
@@ -127,7 +153,32 @@ class JobError(BaseModel):
     param: str | None
 
 
-class JengaDetails(BaseModel):
+class QueuePlace(Answer):
+    """Where a queued job stands."""
+
+    position: int
+    """1 is next."""
+
+    reason: str
+    """Why it does not run yet."""
+
+
+class Losses(Answer):
+    """The newest losses, nats per token."""
+
+    train: float | None
+    held_out: float | None
+
+
+class MemorySummary(Answer):
+    """Peak of the job, and activations beside those of a dense step of the same batch; bytes."""
+
+    peak_bytes: int | None
+    activation_bytes: int | None
+    dense_activation_bytes: int | None
+
+
+class JengaDetails(Answer):
     """What OpenAI's job has no place for."""
 
     state: JobState
@@ -145,8 +196,42 @@ class JengaDetails(BaseModel):
     report: dict[str, Any] | None
     """What the method did: score source, held-out loss before and after, warnings."""
 
+    priority: int
+    gpus: int
+    oom_policy: str
+    owner: str | None
+    """Name of the key that asked for the job."""
 
-class FineTuningJob(BaseModel):
+    queue: QueuePlace | None
+    """While it is queued."""
+
+    loss: Losses | None
+    memory: MemorySummary | None
+
+    @classmethod
+    def of(cls, job: Job, details: Details) -> Self:
+        """The public form of a row and what belongs to it."""
+        waiting, memory = details.waiting, details.memory
+        measured = details.train_loss is not None or details.held_out_loss is not None
+        return cls(
+            state=JobState(job.state),
+            stage=JobStage(job.stage),
+            attempt=job.attempt,
+            step=job.step,
+            total_steps=job.total_steps,
+            config=job.config,
+            report=job.report,
+            priority=job.priority,
+            gpus=job.gpus,
+            oom_policy=job.oom_policy,
+            owner=details.owner,
+            queue=QueuePlace(position=waiting.position, reason=waiting.reason) if waiting else None,
+            loss=Losses(train=details.train_loss, held_out=details.held_out_loss) if measured else None,
+            memory=MemorySummary(**vars(memory)) if memory else None,
+        )
+
+
+class FineTuningJob(Answer):
     """A job."""
 
     id: str
@@ -154,7 +239,7 @@ class FineTuningJob(BaseModel):
     created_at: int
     finished_at: int | None
     estimated_finish: int | None
-    """While running: as if the remaining steps took as long as those done."""
+    """While running: as if the remaining steps took as long as those done. Moves when a step is done."""
 
     model: str
     fine_tuned_model: str | None
@@ -174,13 +259,13 @@ class FineTuningJob(BaseModel):
     jenga: JengaDetails
 
     @classmethod
-    def of(cls, job: Job) -> Self:
-        """The public form of a row."""
+    def of(cls, job: Job, details: Details) -> Self:
+        """The public form of a row and what belongs to it."""
         return cls(
             id=job.id,
             created_at=int(job.created_at),
             finished_at=int(job.finished_at) if job.finished_at is not None else None,
-            estimated_finish=_estimated_finish(job),
+            estimated_finish=_estimated_finish(job, details.last_step_at),
             model=job.model,
             fine_tuned_model=job.fine_tuned_model,
             organization_id=job.team_id,
@@ -195,15 +280,7 @@ class FineTuningJob(BaseModel):
             method={"type": "supervised", "supervised": {"hyperparameters": job.hyperparameters}},
             metadata=job.tags,
             user_provided_suffix=job.suffix,
-            jenga=JengaDetails(
-                state=JobState(job.state),
-                stage=JobStage(job.stage),
-                attempt=job.attempt,
-                step=job.step,
-                total_steps=job.total_steps,
-                config=job.config,
-                report=job.report,
-            ),
+            jenga=JengaDetails.of(job, details),
         )
 
 
@@ -223,13 +300,13 @@ def status_of(job: Job) -> Status:
             return "cancelled"
 
 
-def _estimated_finish(job: Job) -> int | None:
-    if job.state != JobState.RUNNING or not job.started_at or not job.step or not job.total_steps:
+def _estimated_finish(job: Job, last_step_at: float | None) -> int | None:
+    if job.state != JobState.RUNNING or not job.started_at or not last_step_at or not job.step or not job.total_steps:
         return None
-    return int(job.started_at + (time.time() - job.started_at) * max(1.0, job.total_steps / job.step))
+    return int(job.started_at + (last_step_at - job.started_at) * max(1.0, job.total_steps / job.step))
 
 
-class EventObject(BaseModel):
+class EventObject(Answer):
     """Something that happened to a job."""
 
     id: str
@@ -253,7 +330,7 @@ class EventObject(BaseModel):
         )
 
 
-class CheckpointObject(BaseModel):
+class CheckpointObject(Answer):
     """A state that a job can go on from."""
 
     id: str

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator
 
+from api.schemas.bodies import Answer
 from jenga_core.service.pagination import Page
 
-Item = TypeVar("Item", bound=BaseModel)
+Item = TypeVar("Item", bound=Answer)
 
 
 def _storable(text: str) -> str:
@@ -23,7 +24,7 @@ Text = Annotated[str, AfterValidator(_storable)]
 """A string that every database takes."""
 
 
-class ListOf(BaseModel, Generic[Item]):
+class ListOf(Answer, Generic[Item]):
     """One page: `after=last_id` asks for the next one while `has_more`."""
 
     object: Literal["list"] = "list"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
-
+from api.schemas.bodies import Answer
 from jenga_core.service.db.models import BaseModelEntry, FineTunedModel
 
 
-class ModelObject(BaseModel):
+class ModelObject(Answer):
     """A base model of this installation, or a model that a job of the team made."""
 
     id: str
@@ -23,3 +22,11 @@ class ModelObject(BaseModel):
         """The public form of a row."""
         owner = model.team_id if isinstance(model, FineTunedModel) else "jenga"
         return cls(id=model.id, created=int(model.created_at), owned_by=owner)
+
+
+class ModelDeleted(Answer):
+    """The answer to DELETE."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True

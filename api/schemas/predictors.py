@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel
-
+from api.schemas.bodies import Answer
 from jenga_core.service.db.models import PredictorEntry
 
 
-class PredictorObject(BaseModel):
+class PredictorObject(Answer):
     """Predictors that a job of the team made, and that its next jobs on the same model and settings reuse."""
 
     id: str

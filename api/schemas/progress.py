@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
+from api.schemas.bodies import Answer
 from jenga_core.service.db.models import JobSelection
 
 
-class _FromRow(BaseModel):
+class _FromRow(Answer):
     model_config = ConfigDict(from_attributes=True)
 
 
@@ -37,7 +38,7 @@ class MemoryObject(_FromRow):
     created_at: float
 
 
-class SelectionObject(BaseModel):
+class SelectionObject(Answer):
     """Which blocks stayed involved at one step, in the first sequence of the batch."""
 
     step: int

@@ -50,6 +50,12 @@ class Blocks:
         """B x N int64: tokens of the block; 0 where a sequence has fewer than N blocks."""
         return self._count(torch.ones_like(self.block_of_token_BT, dtype=torch.bool))
 
+    def is_first_of_document(self) -> Tensor:
+        """B x N bool: whether the block is the first of its document."""
+        is_first_BN = torch.ones_like(self.document_of_block_BN, dtype=torch.bool)
+        is_first_BN[:, 1:] = self.document_of_block_BN[:, 1:] != self.document_of_block_BN[:, :-1]
+        return is_first_BN
+
     def seen(self, reach_blocks: int | None = None) -> Tensor:
         """B x N x N bool: whether query block m sees key block n: m >= n in one document, at most `reach_blocks`
         apart."""
@@ -124,7 +130,8 @@ def split_into_blocks(
 
     length_B = real_BT.sum(dim=1)
     plain_BT = torch.where(token_T < length_B[:, None], token_T // block_tokens, -1)
-    last_block, is_plain = torch.stack([block_BT.max(), (block_BT == plain_BT).all()]).tolist()  # one wait for a GPU
+    is_plain = (block_BT == plain_BT).all() & (document_BT <= 0).all()
+    last_block, is_plain = torch.stack([block_BT.max(), is_plain]).tolist()  # one wait for a GPU
     num_blocks = max(last_block + 1, 1)
     document_BN = document_BT.new_full((batch, num_blocks), -1)
     document_BN.scatter_reduce_(1, block_BT.clamp(min=0), document_BT, "amax")

@@ -4,21 +4,28 @@
     I(B_mn)  = max over (i, j) in (m, n) of (1/H) sum over heads of max(S_h,ij, 0)      one query block, one key block
     I(B_n)   = sum over m of I(B_mn)                   the key block's column
 
-The last line is the paper's. It favours early blocks, because more query blocks can see them: block 0 of N is summed
-over N rows, block N-1 over one. The column *mean* divides by the number of query blocks that can see n, and measures
-better.
+The last line is the paper's, one of three ways to pool a column:
+
+    sum        favours early blocks, because more query blocks can see them: block 0 of N is summed over N rows, block
+               N-1 over one
+    mean       divides by the number of query blocks that see n; favours late blocks, because attention likes what is
+               near and the last blocks are near to all that see them
+    relative   the mean of I(B_mn) / E_{m-n}, where E_d is the sequence's mean score at distance d: 1 is a block that
+               is asked as much as is usual from there. What is left is content
+
+Whose asking counts is a second choice. The paper's sums run over all queries. When few blocks carry loss, most of these
+ask for what the loss does not need: with `asking_BN` only the targets' rows count.
 
 Shapes   B batch, H query heads, K key/value heads, T tokens, N blocks, D head size
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jenga_kernels import reference
 from torch import Tensor
 
+from jenga_core.config import Column
 from jenga_core.elimination.blocks import Blocks
 
 
@@ -28,8 +35,9 @@ def informativeness(
     blocks: Blocks,
     *,
     scale: float,
-    column: Literal["mean", "sum"],
+    column: Column,
     window_tokens: int | None = None,
+    asking_BN: Tensor | None = None,
 ) -> Tensor:
     """Exact scores of all key blocks, from one layer's queries and keys after RoPE. No gradient. float32 B x N.
 
@@ -38,7 +46,7 @@ def informativeness(
     with torch.no_grad():
         scores_BNN = block_scores(q_BHTD, k_BKTD, blocks, scale=scale, window_tokens=window_tokens)
         reach_blocks = reach_of_window(window_tokens, blocks.block_tokens)
-        return pool_columns(scores_BNN, blocks.document_of_block_BN, column, reach_blocks)
+        return pool_columns(scores_BNN, blocks, column, reach_blocks, asking_BN)
 
 
 def block_scores(
@@ -76,21 +84,45 @@ def reach_of_window(window_tokens: int | None, block_tokens: int) -> int | None:
 
 def pool_columns(
     scores_BNN: Tensor,
-    document_of_block_BN: Tensor,
-    column: Literal["mean", "sum"],
+    blocks: Blocks,
+    column: Column,
     reach_blocks: int | None = None,
+    asking_BN: Tensor | None = None,
 ) -> Tensor:
-    """Key blocks' scores from the scores of block pairs (B x query block x key block, 0 where nothing is asked)."""
-    scores_BN = scores_BNN.sum(dim=1)
-    if column == "mean":
-        scores_BN = scores_BN / query_blocks_that_see(document_of_block_BN, reach_blocks)
-    return scores_BN
+    """Key blocks' scores from the scores of block pairs (B x query block x key block); float32 B x N.
+
+    Args:
+        reach_blocks: how many blocks back a block can ask; None: to the first.
+        asking_BN: bool, the query blocks that count; None: all. A key block that none of them sees scores 0.
+    """
+    seen_BNN = blocks.seen(reach_blocks)
+    if column == "relative":
+        scores_BNN = scores_BNN / mean_by_distance(scores_BNN, blocks, reach_blocks)
+    if asking_BN is not None:
+        seen_BNN = seen_BNN & asking_BN[:, :, None]
+    scores_BN = (scores_BNN * seen_BNN).sum(dim=1)
+    return scores_BN if column == "sum" else scores_BN / seen_BNN.sum(dim=1).clamp(min=1)
 
 
-def query_blocks_that_see(document_of_block_BN: Tensor, reach_blocks: int | None = None) -> Tensor:
-    """Number of query blocks m >= n in the document of key block n, and at most `reach_blocks` after it; int64 B x N,
-    at least 1."""
-    same_BNN = document_of_block_BN[:, :, None] == document_of_block_BN[:, None, :]
-    if reach_blocks is not None:
-        same_BNN = same_BNN.triu(-reach_blocks)
-    return same_BNN.tril().sum(dim=1)
+def mean_by_distance(scores_BNN: Tensor, blocks: Blocks, reach_blocks: int | None = None) -> Tensor:
+    """E_{m-n} for each pair, float32 B x N x N, above 0: the mean over the sequence's pairs that lie as far apart.
+
+    The first block of a document, the attention sink, is asked by all from everywhere; it has no part in the means.
+    """
+    N = scores_BNN.shape[1]
+    counts_BNN = blocks.seen(reach_blocks) & ~blocks.is_first_of_document()[:, None, :]
+    means_BN = _diagonal_sums(scores_BNN * counts_BNN) / _diagonal_sums(counts_BNN.float()).clamp(min=1)
+    block_N = torch.arange(N, device=scores_BNN.device)
+    distance_NN = (block_N[:, None] - block_N).clamp(min=0)
+    return means_BN[:, distance_NN].clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _diagonal_sums(values_BNN: Tensor) -> Tensor:
+    """B x N: the sum over the pairs (m, n) with m - n = d, for d = 0 .. N-1.
+
+    Rows are shifted against each other by writing them N wide and reading them 2N - 1 wide, so that a diagonal becomes
+    a column: no atomics, and a GPU gives the same bits every time.
+    """
+    N = values_BNN.shape[1]
+    wide = torch.nn.functional.pad(values_BNN.flip(2), (0, N)).flatten(1)[:, : N * (2 * N - 1)]
+    return wide.view(-1, N, 2 * N - 1).sum(dim=1)[:, N - 1 :]

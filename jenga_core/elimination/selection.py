@@ -3,9 +3,9 @@
 By share, n = ceil(keep_fraction x N) of the N blocks of each document are kept, at least 2, in this order:
 
     1. the first block: every later token leans on it (the attention sink); without it the model breaks
-    2. the last block with a label
-    3. other blocks with a label, best score first: a kept set without labels would teach nothing
-    4. blocks without a label, best score first
+    2. the targets (targets.py); without any, the last block with a label
+    3. context, best score first; without targets, blocks with a label come before those without: a kept set without
+       labels would teach nothing
 
 By threshold (the paper's way), the blocks that score at least the layer's threshold are kept, and those of 1 and 2.
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from jenga_core.elimination.blocks import Blocks
+from jenga_core.elimination.targets import most_wanted_blocks, wanted_blocks
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def select(
     *,
     keep_fraction: float | None = None,
     threshold: float | None = None,
+    target_BN: Tensor | None = None,
 ) -> Selection:
     """Choose the blocks and index their tokens.
 
@@ -57,27 +59,33 @@ def select(
         has_label_BT: bool, whether a loss could be taken at the token.
         keep_fraction: in (0, 1]; or
         threshold: a score. Exactly one of the two.
+        target_BN: bool, the blocks that are learnt from whatever they score; fewer than are kept.
     """
+    document_BN = blocks.document_of_block_BN
     has_label_BN = blocks.any_token(has_label_BT)
+    is_first_BN, is_last_label_BN = indispensable(document_BN, has_label_BN)
+    if target_BN is None:
+        rank_BN = torch.where(is_first_BN, 3, torch.where(is_last_label_BN, 2, has_label_BN.long()))
+    else:
+        rank_BN = torch.where(is_first_BN, 3, torch.where(target_BN, 2, 0))
     if keep_fraction is not None:
-        kept_BN = _best(scores_BN, blocks, has_label_BN, keep_fraction)
+        kept_BN = _best(scores_BN, document_BN, rank_BN, keep_fraction)
     else:
         assert threshold is not None
-        kept_BN = _at_least(scores_BN, blocks, has_label_BN, threshold)
+        kept_BN = ((scores_BN >= threshold) | (rank_BN >= 2)) & (document_BN >= 0)
     real_BT = blocks.block_of_token_BT >= 0
     kept_BT = kept_BN.gather(1, blocks.block_of_token_BT.clamp(min=0)) & real_BT
     counts_B = kept_BT.sum(dim=1)
-    G = int(counts_B.max())
+    if keep_fraction is not None and blocks.is_plain:
+        # A bound that is reached unless a kept block is short: no reason to wait for a GPU to count.
+        longest = most_wanted_blocks(blocks.num_blocks, keep_fraction) * blocks.block_tokens
+        G = min(longest, kept_BT.shape[1])
+    else:
+        G = int(counts_B.max())
     index_BG = (~kept_BT).to(torch.int8).argsort(dim=1, stable=True)[:, :G]
     is_kept_BG = torch.arange(G, device=index_BG.device) < counts_B[:, None]
     fraction = counts_B.sum().float() / real_BT.sum().clamp(min=1)
     return Selection(kept_BN, index_BG, is_kept_BG, fraction)
-
-
-def _at_least(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, threshold: float) -> Tensor:
-    is_first_BN, is_last_label_BN = indispensable(blocks.document_of_block_BN, has_label_BN)
-    kept_BN = (scores_BN >= threshold) | is_first_BN | is_last_label_BN
-    return kept_BN & (blocks.document_of_block_BN >= 0)
 
 
 def indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,21 +98,13 @@ def indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Te
     return is_first_BN, is_last_label_BN
 
 
-def _best(scores_BN: Tensor, blocks: Blocks, has_label_BN: Tensor, keep_fraction: float) -> Tensor:
-    document_BN = blocks.document_of_block_BN
-    B, N = document_BN.shape
-    block_N = torch.arange(N, device=document_BN.device)
-    same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-    is_first_BN, is_last_label_BN = indispensable(document_BN, has_label_BN)
-    rank_BN = torch.where(is_first_BN, 3, torch.where(is_last_label_BN, 2, has_label_BN.long()))
+def _best(scores_BN: Tensor, document_BN: Tensor, rank_BN: Tensor, keep_fraction: float) -> Tensor:
+    block_N = torch.arange(document_BN.shape[1], device=document_BN.device)
 
     # Sort by document, then rank, then score: stable sorts, last key first.
     order_BN = scores_BN.argsort(dim=1, descending=True, stable=True)
     order_BN = order_BN.gather(1, rank_BN.gather(1, order_BN).argsort(dim=1, descending=True, stable=True))
     order_BN = order_BN.gather(1, document_BN.gather(1, order_BN).argsort(dim=1, stable=True))
-    place_BN = torch.empty_like(order_BN).scatter_(1, order_BN, block_N.expand(B, N))
+    place_BN = torch.empty_like(order_BN).scatter_(1, order_BN, block_N.expand_as(order_BN))
     blocks_before_BN = (document_BN[:, :, None] > document_BN[:, None, :]).sum(dim=2)
-
-    size_BN = same_BNN.sum(dim=2)
-    wanted_BN = (size_BN.double() * keep_fraction - 1e-9).ceil().long().clamp(min=2)  # 0.1 x 30 must give 3, not 4
-    return (place_BN - blocks_before_BN < wanted_BN) & (document_BN >= 0)
+    return (place_BN - blocks_before_BN < wanted_blocks(document_BN, keep_fraction)) & (document_BN >= 0)

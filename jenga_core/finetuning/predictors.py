@@ -14,14 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jenga_core.elimination.blocks import split_into_blocks
-from jenga_core.elimination.informativeness import block_scores, reach_of_window
+from jenga_core.elimination.blocks import Blocks, split_into_blocks
+from jenga_core.elimination.informativeness import block_scores
 from jenga_core.errors import DataError
 from jenga_core.finetuning.data import PadRight
+from jenga_core.layers.attention import AttentionCall
 from jenga_core.patching.apply import JengaHandle
-from jenga_core.patching.queries_and_keys import queries_and_keys
-from jenga_core.prediction.predictor import Predictors
+from jenga_core.patching.attention_calls import attention_call
+from jenga_core.prediction.predictor import Predictors, normed
+from jenga_core.prediction.start import Projections, unrotated
 from jenga_core.prediction.training import LayerReport, Sample, train_layer
+
+TOKENS_PER_CHANNEL = 16
+"""The layer's own queries and keys are fitted on so many tokens for every channel of the residual stream."""
 
 HELD_OUT_EVERY = 8
 """Of so many sequences one is held out."""
@@ -55,15 +60,15 @@ def train_predictors(
     held_out = set(range(HELD_OUT_EVERY // 2, len(batches), HELD_OUT_EVERY)) or {len(batches) - 1}
     by_layer, reports = {}, {}
     for layer in handle.selecting_layers:
-        samples, reach_blocks = _samples_at(handle, layer, batches, tick)
+        samples, projections = samples_at(handle, layer, batches, tick)
         by_layer[layer], reports[layer] = train_layer(
             [sample for index, sample in enumerate(samples) if index not in held_out],
             [samples[index] for index in sorted(held_out)],
+            projections,
             config.selection,
             config.predictor,
             seed=seed,
             device=device,
-            reach_blocks=reach_blocks,
             tick=tick,
         )
     return Predictors(by_layer), reports
@@ -76,28 +81,58 @@ def _spread(sequences: Sequence[dict[str, Any]], tokens: int) -> list[int]:
     return [index * len(sequences) // count for index in range(count)]
 
 
-def _samples_at(
-    handle: JengaHandle, layer: int, batches: Sequence[Mapping[str, Tensor]], tick: Callable[[], None]
-) -> tuple[list[Sample], int | None]:
-    """What enters `layer` and its exact scores, for each batch, on the CPU; and how many blocks back it reaches."""
+def samples_at(
+    handle: JengaHandle,
+    layer: int,
+    batches: Sequence[Mapping[str, Tensor]],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[list[Sample], Projections]:
+    """What enters `layer` and its exact scores, for each batch, on the CPU; and what it makes of some of the tokens, on
+    the model's device."""
     parts, block_tokens = handle.parts, handle.config.selection.block_tokens
     device = next(parts.causal_lm.parameters()).device
     samples: list[Sample] = []
-    reach_blocks = None
+    seen: list[Projections] = []
+    wanted_tokens = TOKENS_PER_CHANNEL * parts.causal_lm.config.hidden_size
     for batch in batches:
         inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
         x_BTE, arguments = _entering(parts.decoder, parts.layers[layer], inputs)
-        asked = queries_and_keys(parts.layers[layer], parts.architecture, x_BTE, arguments)
+        asked = attention_call(parts.layers[layer], parts.architecture, x_BTE, arguments)
         blocks = split_into_blocks(
             *x_BTE.shape[:2], block_tokens=block_tokens, attention_mask_BT=inputs["attention_mask"], device=device
         )
         scores_BNN = block_scores(
-            asked.q_BHTD, asked.k_BKTD, blocks, scale=asked.scale, window_tokens=asked.window_tokens
+            asked.q_BHGD, asked.k_BKGD, blocks, scale=asked.scale, window_tokens=asked.window_tokens
         )
         samples.append(Sample(x_BTE, scores_BNN, blocks).to(torch.device("cpu")))
-        reach_blocks = reach_of_window(asked.window_tokens, block_tokens)
+        if sum(len(each.x_PE) for each in seen) < wanted_tokens:
+            seen.append(_projections(x_BTE, asked, blocks, arguments.get("position_embeddings")))
         tick()
-    return samples, reach_blocks
+    return samples, Projections(
+        torch.cat([each.x_PE for each in seen]),
+        torch.cat([each.q_PHD for each in seen]),
+        torch.cat([each.k_PKD for each in seen]),
+        seen[0].speed_C,
+        seen[0].scale,
+        seen[0].window_tokens,
+    )
+
+
+def _projections(
+    x_BTE: Tensor, asked: AttentionCall, blocks: Blocks, position_embeddings: tuple[Tensor, Tensor] | None
+) -> Projections:
+    """Of the real tokens of one batch."""
+    is_real_BT = blocks.block_of_token_BT >= 0
+    q_BHTD, speed_C = unrotated(asked.q_BHGD, position_embeddings)
+    k_BKTD, _ = unrotated(asked.k_BKGD, position_embeddings)
+    return Projections(
+        normed(x_BTE)[is_real_BT],
+        q_BHTD.transpose(1, 2)[is_real_BT],
+        k_BKTD.transpose(1, 2)[is_real_BT],
+        speed_C,
+        asked.scale,
+        asked.window_tokens,
+    )
 
 
 def _entering(decoder: nn.Module, layer: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The training run: transformers' Trainer on an adapted model, with Jenga's loss inside the model.
 
-Schedules, accumulation, clipping, checkpoints and resuming are the Trainer's. Ours are the defaults (those of the
-quality runs), one measurement of the activations that a real step saves, and a small interface for whoever watches.
+Schedules, accumulation, clipping, the content of checkpoints and resuming are the Trainer's. Ours are the defaults
+(those of the quality runs), one measurement of the activations that a real step saves, checkpoints that are whole or
+not there (checkpoints.py), and a small interface for whoever watches.
 
     AdamW, betas 0.9 / 0.95, no weight decay; warm-up over min(20, a tenth) of the steps, cosine down to 10 %; clip at
     1.0
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jenga_core.config import JengaConfig
+from jenga_core.finetuning import checkpoints
 from jenga_core.finetuning.data import Encoded, PadRight
+from jenga_core.finetuning.parallel import ALONE, Ranks
 from jenga_core.memory.accounting import saved_activations
+from jenga_core.patching.apply import handle_of
 
 DEFAULT_LEARNING_RATE = 2e-4
 DEFAULT_EPOCHS = 3
@@ -80,8 +84,11 @@ class Watcher(Protocol):
     def checkpoint_saved(self, step: int, folder: Path) -> None:
         """A checkpoint is complete on disk."""
 
+    def save_state(self, folder: Path) -> None:
+        """Write what else a resumed run must find into the folder of a checkpoint in the making."""
+
     def should_stop(self) -> bool:
-        """True ends the run after this step, with a checkpoint to go on from."""
+        """True ends the run after this step, with a checkpoint to go on from; a resumed run may end at once."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,12 @@ def finetune(
     checkpoint_folder: Path,
     watcher: Watcher,
     resume_from: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Finished:
-    """Train the adapter of `model` (already adapted and patched) for `plan.total_steps`, or on from a checkpoint."""
+    """Train the adapter of `model` (already adapted and patched) for `plan.total_steps`, or on from a checkpoint.
+
+    `data` is all of it; of several `ranks` each takes its share (parallel.py), and only the first saves.
+    """
     arguments = TrainingArguments(
         output_dir=str(checkpoint_folder),
         max_steps=plan.total_steps,
@@ -127,7 +138,6 @@ def finetune(
         data_seed=seed,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
-        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
@@ -139,16 +149,17 @@ def finetune(
     trainer = _MeasuringTrainer(
         model=model,
         args=arguments,
-        train_dataset=data.sequences,
+        train_dataset=ranks.share(data.sequences),
         data_collator=collate,
-        callbacks=[_Callback(watcher, checkpoint_folder)],
+        callbacks=[_Callback(watcher, checkpoint_folder, ranks)],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.watcher, trainer.checkpoint_folder, trainer.ranks = watcher, checkpoint_folder, ranks
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     assert trainer.optimizer is not None
     return Finished(
         stopped_at_step=trainer.state.global_step,
-        trained_tokens=int(trainer.state.num_input_tokens_seen),
+        trained_tokens=int(trainer.state.num_input_tokens_seen) * ranks.size,
         activation_bytes=trainer.activation_bytes,
         optimizer=trainer.optimizer,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
@@ -156,9 +167,21 @@ def finetune(
 
 
 class _MeasuringTrainer(Trainer):
-    """Counts the activations that the first forward saves for backward."""
+    """Counts the activations that the first forward saves for backward; its checkpoints are whole or not there."""
 
     activation_bytes = 0
+    watcher: Watcher
+    checkpoint_folder: Path
+    ranks: Ranks = ALONE
+    _has_trained = False
+    _writing_to: Path | None = None
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Tensor:
+        self._has_trained = True
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.ranks.average_gradients(each for each in model.parameters() if each.requires_grad)
+        return self.ranks.mean(loss)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Any:
         if self.activation_bytes:
@@ -169,22 +192,56 @@ class _MeasuringTrainer(Trainer):
         return loss
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """transformers trains a step too many when it goes on from the checkpoint of the last one."""
-        if self.state.global_step < self.state.max_steps:
+        """Count the epoch, by which targets move on. transformers trains a step too many when it goes on from the
+        checkpoint of the last one."""
+        if (handle := handle_of(self.model)) is not None:
+            handle.epoch = kwargs["epoch"]
+        step = self.state.global_step
+        resumed_to_stop = step > 0 and not self._has_trained and self.watcher.should_stop()
+        stop = self.ranks.any(resumed_to_stop, self.args.device)
+        if step >= self.state.max_steps or stop:
+            self.control.should_training_stop = True
+        else:
             super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer's checkpoint, in a folder that becomes visible when it is complete."""
+        if self.ranks.rank > 0:
+            return
+        step = self.state.global_step
+        trained = sum(parameter.nbytes for parameter in self.model.parameters() if parameter.requires_grad)
+        with checkpoints.writing(self.checkpoint_folder, step, need_bytes=4 * trained) as parent:
+            self._writing_to = parent
+            try:
+                super()._save_checkpoint(model, trial)
+                state = parent / checkpoints.name_of(step) / checkpoints.STATE_FOLDER
+                state.mkdir()
+                self.watcher.save_state(state)
+            finally:
+                self._writing_to = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._writing_to or self.checkpoint_folder)
 
 
 class _Callback(TrainerCallback):
     """Translates the Trainer's events for a Watcher."""
 
-    def __init__(self, watcher: Watcher, checkpoint_folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        watcher: Watcher,
+        checkpoint_folder: Path,
+        ranks: Ranks = ALONE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.watcher = watcher
         self.checkpoint_folder = checkpoint_folder
+        self.ranks = ranks
         self.clock = clock
         self._last = (0.0, 0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._last = (self.clock(), int(state.num_input_tokens_seen))
+        self._last = (self.clock(), int(state.num_input_tokens_seen) * self.ranks.size)
 
     def on_log(
         self,
@@ -196,7 +253,7 @@ class _Callback(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        now, tokens = self.clock(), int(state.num_input_tokens_seen)
+        now, tokens = self.clock(), int(state.num_input_tokens_seen) * self.ranks.size
         before, tokens_before = self._last
         self._last = (now, tokens)
         self.watcher.step_done(
@@ -208,9 +265,11 @@ class _Callback(TrainerCallback):
         )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        folder = self.checkpoint_folder / f"checkpoint-{state.global_step}"
+        if self.ranks.rank > 0:
+            return
+        folder = self.checkpoint_folder / checkpoints.name_of(state.global_step)
         self.watcher.checkpoint_saved(state.global_step, folder)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.watcher.should_stop():
+        if self.ranks.any(self.watcher.should_stop(), args.device):
             control.should_training_stop = control.should_save = True

@@ -22,13 +22,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from jenga_core.config import JengaConfig, SelectionConfig
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
+from jenga_core.layers.lora_linear import cast_anew
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
+from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
 from jenga_core.patching.parts import Parts, parts_of
 from jenga_core.patching.report import JengaReport, Span
-from jenga_core.patching.routes import Route, route_of
+from jenga_core.patching.routes import Dense, Route, route_of
 from jenga_core.prediction.predictor import Predictors
 
+_EVERYTHING = SelectionConfig(keep_fraction=1.0, target_fraction=0.0, asked_by="all", loss_on="all")
 _NOT_FOR_THE_DECODER = frozenset({"labels", "num_items_in_batch", "logits_to_keep", "return_dict", "use_cache"})
 
 
@@ -60,6 +63,11 @@ def apply_jenga(model: nn.Module, config: JengaConfig, predictors: Predictors | 
     return handle
 
 
+def handle_of(model: nn.Module) -> JengaHandle | None:
+    """The handle of a model that is patched, bare or inside a PeftModel; None of any other."""
+    return getattr(parts_of(model).causal_lm.forward, "_jenga_handle", None)
+
+
 class JengaHandle:
     """The method inside one model."""
 
@@ -71,8 +79,13 @@ class JengaHandle:
         """Layer-specific thresholds, for selection.by = 'threshold'."""
         self.predictors: Predictors | None = None
         """Of block scores; set by `use_predictors`."""
+        self.epoch = 0
+        """How often the data was seen before; targets move on with it. The trainer counts it."""
         self._enabled = config.enabled
-        self._last: JengaReport | None = None
+        self._is_plain = not (config.enabled or config.fused or config.recompute != "none")
+        """The model's own training forward runs, to the last bit."""
+        self._lean_modules = fuse(parts, recompute_mlp=config.recompute == "mlp") if config.fused else None
+        self._last: Involvement | JengaReport | None = None
         self._layer_forwards = tuple(layer.forward for layer in parts.layers)
         self._had_own_forward = {module: module.__dict__.get("forward") for module in (parts.causal_lm, *parts.layers)}
         for index, layer in enumerate(parts.layers):
@@ -81,6 +94,8 @@ class JengaHandle:
 
     def report(self) -> JengaReport:
         """What the last training forward did."""
+        if isinstance(self._last, Involvement):
+            self._last = self._report_on(self._last)  # not before: it waits for the GPU
         if self._last is not None:
             return self._last
         return JengaReport(self._enabled, self.score, self.entry_layer, (), (), 0, ())
@@ -89,7 +104,7 @@ class JengaHandle:
     def entry_layer(self) -> int:
         """First layer with elimination."""
         entry = self.config.selection.entry_layer
-        return len(self.parts.layers) // 2 if entry is None else entry
+        return self.parts.default_entry_layer if entry is None else entry
 
     @property
     def score(self) -> str:
@@ -132,12 +147,13 @@ class JengaHandle:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The dense model, while the block runs."""
-        before, self._enabled = self._enabled, False
+        """The model's own dense forward, while the block runs."""
+        before = self._enabled, self._is_plain
+        self._enabled, self._is_plain = False, True
         try:
             yield
         finally:
-            self._enabled = before
+            self._enabled, self._is_plain = before
 
     def undo(self) -> None:
         """Give the model its own forwards back. Harmless when repeated."""
@@ -147,6 +163,14 @@ class JengaHandle:
             else:
                 module.__dict__.pop("forward", None)
         self._had_own_forward = {}
+        if self._lean_modules is not None:
+            self._lean_modules.undo()
+
+    def _use_lean_modules(self, active: bool) -> None:
+        """From now on: backward, which may compute layers again, must find what forward found."""
+        if self._lean_modules is not None:
+            self._lean_modules.active = active
+            cast_anew(once=active)
 
     def _patched_layer(self, index: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(forward)
@@ -165,17 +189,19 @@ class JengaHandle:
         def patched(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
             given = {**given, **given.pop("kwargs", {})}
-            if not (self._enabled and self.parts.causal_lm.training and given.get("labels") is not None):
+            learns = self.parts.causal_lm.training and given.get("labels") is not None
+            if not learns or self._is_plain:
+                self._use_lean_modules(False)
                 return forward(*args, **kwargs)
             return self._training_forward(given)
 
         patched._jenga_handle = self  # type: ignore[attr-defined]
         return patched
 
-    def run(self, given: Mapping[str, Any], selection: SelectionConfig) -> tuple[Tensor, Involvement]:
+    def run(self, given: Mapping[str, Any], selection: SelectionConfig | None) -> tuple[Tensor, Involvement]:
         """The decoder's output under a selection: the hidden rows that meet `involvement.loss_targets()`.
 
-        `given` are the model's own arguments, labels included. Works in train and in eval mode, with and without
+        Without a selection every token is involved in every layer. `given` are the model's own arguments, labels included. Works in train and in eval mode, with and without
         gradient.
         """
         arguments = {name: value for name, value in given.items() if name not in _NOT_FOR_THE_DECODER}
@@ -186,7 +212,7 @@ class JengaHandle:
             )
         if given.get("past_key_values") is not None or given.get("use_cache"):
             raise ConfigError("training with Jenga takes no key-value cache; pass use_cache=False")
-        if selection.by == "threshold" and self.thresholds is None:
+        if selection is not None and selection.by == "threshold" and self.thresholds is None:
             raise ConfigError(
                 "selection.by is 'threshold', but no thresholds are set; compute them with "
                 "jenga_core.finetuning.thresholds.calibrate, or load them into handle.thresholds",
@@ -195,7 +221,7 @@ class JengaHandle:
         targets_BT = given["labels"].roll(-1, dims=1)
         targets_BT[:, -1] = IGNORE
         involvement = Involvement(
-            selection,
+            _EVERYTHING if selection is None else selection,
             self.parts,
             self._layer_forwards,
             entry_layer=self.entry_layer,
@@ -204,17 +230,23 @@ class JengaHandle:
             targets_BT=targets_BT,
             attention_mask=mask,
             position_ids=given.get("position_ids"),
+            epoch=self.epoch,
+            recompute=self.config.recompute,
         )
-        output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route_of(involvement))
+        self._use_lean_modules(True)
+        route = Dense(involvement) if selection is None else route_of(involvement)
+        output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route)
         return output.last_hidden_state, involvement
 
     def _training_forward(self, given: dict[str, Any]) -> CausalLMOutputWithPast:
-        selection = self.config.selection
-        if selection.has_exact_pass and self.parts.decoder.gradient_checkpointing:
+        selection = self.config.selection if self._enabled else None
+        has_exact_pass = selection is not None and selection.has_exact_pass
+        if (has_exact_pass or self.config.recompute == "full") and self.parts.decoder.gradient_checkpointing:
             raise ConfigError(
-                "forward-only tokens already save nothing, and their layers run twice; "
-                "turn gradient checkpointing off, or use below_entry='involved' and unselected='eliminated'",
-                param="jenga.selection",
+                "the model's gradient checkpointing is on, but these layers are computed again already; turn it off "
+                "(jenga.recompute does what it does), or use below_entry='involved', unselected='eliminated' and "
+                "recompute='none'",
+                param="jenga.recompute",
             )
         hidden, involvement = self.run(given, selection)
         kept_targets = involvement.loss_targets()
@@ -224,16 +256,20 @@ class JengaHandle:
             kept_targets,
             segment_tokens=self.config.loss.segment_tokens,
             softcap=self.parts.logit_softcap,
+            leave_out=not involvement.has_many_labels,
         )
         loss = loss / (kept_targets != IGNORE).sum().clamp(min=1)
         if given.get("num_items_in_batch") is not None:
             loss = loss * ((involvement.targets_BT != IGNORE).sum() / given["num_items_in_batch"])
-        self._last = self._report_on(involvement)
+        if selection is not None:
+            self._last = involvement
         return CausalLMOutputWithPast(loss=loss)
 
     def _report_on(self, involvement: Involvement) -> JengaReport:
         fractions = [1.0] * involvement.num_layers
         spans = []
+        target_BN = involvement.target_BN
+        targets = () if target_BN is None else tuple(target_BN[0].nonzero().flatten().tolist())
         chosen = sorted(involvement.selections)
         ends = [layer - 1 for layer in chosen[1:]] + [involvement.num_layers - 1]
         for first, last in zip(chosen, ends, strict=True):
@@ -241,7 +277,7 @@ class JengaHandle:
             if self.config.selection.below_entry == "forward_only":
                 first = 0  # the layers below were run again for the same tokens
             fractions[first : last + 1] = [float(selection.kept_fraction)] * (last + 1 - first)
-            spans.append(Span(first, last, tuple(selection.kept_BN[0].nonzero().flatten().tolist())))
+            spans.append(Span(first, last, tuple(selection.kept_BN[0].nonzero().flatten().tolist()), targets))
         mlp_fractions = list(fractions)
         for layer, among in involvement.mlp_selections.items():
             mlp_fractions[layer] *= float(among.kept_fraction)
@@ -260,6 +296,11 @@ class JengaHandle:
 def _check(parts: Parts, config: JengaConfig) -> None:
     if hasattr(parts.causal_lm.forward, "_jenga_handle"):
         raise ConfigError("the model is patched already; call undo() on its handle first")
+    if config.recompute == "mlp" and not config.fused:
+        raise ConfigError(
+            "recompute='mlp' is done by the fused MLP; leave fused at True, or use recompute='full'",
+            param="jenga.recompute",
+        )
     selection, num_layers = config.selection, len(parts.layers)
     norms_the_sum = not getattr(parts.causal_lm.config, "do_layer_norm_before", True)
     if norms_the_sum and selection.scope == "per_layer" and selection.unselected == "forward_only":

@@ -1,7 +1,7 @@
 """One training forward: which tokens are involved, and what every layer needs to know about them.
 
-An `Involvement` is made anew for each forward call. It cuts the batch into blocks, scores and selects them when a layer
-asks, and says which labels the loss is taken on. The way of the rows through the layers is in routes.py.
+An `Involvement` is made anew for each forward call. It cuts the batch into blocks, says which are learnt from, scores and
+selects them when a layer asks, and says which labels the loss is taken on. The way of the rows through the layers is in routes.py.
 
 Shapes   B batch, T tokens, G involved tokens, E hidden size, N blocks
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,16 +19,19 @@ from jenga_core.config import SelectionConfig
 from jenga_core.elimination.blocks import split_into_blocks
 from jenga_core.elimination.informativeness import informativeness
 from jenga_core.elimination.selection import Selection, select
+from jenga_core.elimination.targets import target_blocks
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.layers.mlp import mlp_of_chosen_rows
 from jenga_core.layers.rows import put_rows, take_rows
-from jenga_core.loss.segmented_cross_entropy import IGNORE
+from jenga_core.layers.sight import Sight
+from jenga_core.loss.segmented_cross_entropy import IGNORE, count_labels
+from jenga_core.patching.attention_calls import attention_call
 from jenga_core.patching.parts import Parts
-from jenga_core.patching.queries_and_keys import queries_and_keys
 from jenga_core.prediction.predictor import Predictors
 
 LayerForward = Callable[..., Tensor]
+_MANY_LABELS = 0.9
 
 
 class Involvement:
@@ -46,8 +49,11 @@ class Involvement:
         targets_BT: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
+        epoch: int = 0,
+        recompute: Literal["none", "mlp", "full"] = "none",
     ) -> None:
         self.config = config
+        self.recompute = recompute
         self.parts = parts
         self.layer_forwards = layer_forwards
         self.num_layers = len(parts.layers)
@@ -68,12 +74,40 @@ class Involvement:
                 "documents attend to each other; give each a sequence of its own",
                 param="position_ids",
             )
+        has_label_BT = targets_BT != IGNORE
+        labels = count_labels(targets_BT, parts.head.weight.shape[0])
+        self.has_many_labels = labels >= _MANY_LABELS * targets_BT.numel()
+        """Finding the rows without one would cost more than computing them."""
+        self.target_BN: Tensor | None = None
+        """Blocks that are learnt from whatever they score; None: scores alone decide."""
+        if config.target_fraction > 0:
+            self.target_BN = target_blocks(
+                targets_BT,
+                has_label_BT,
+                self.blocks,
+                keep_fraction=config.keep_fraction,
+                target_fraction=config.target_fraction,
+                epoch=epoch,
+            )
+        self.asking_BN: Tensor | None = None
+        """Query blocks whose asking counts; None: all."""
+        if config.asked_by == "targets":
+            self.asking_BN = self.blocks.any_token(has_label_BT) if self.target_BN is None else self.target_BN
         self.selections: dict[int, Selection] = {}
         """By the layer that chose."""
         self.mlp_selections: dict[int, Selection] = {}
         """By layer: among the rows that it computes, those whose MLP is computed."""
+        self._sights: dict[tuple[int | None, int], Sight] = {}
         self.scores: dict[int, Tensor] = {}
         """Block scores that a selection was made from, float B x N."""
+
+    def sight(self, window_tokens: int | None, among: Selection | None = None) -> Sight:
+        """Which keys every token sees in a layer with this window, or the involved rows `among` themselves."""
+        key = window_tokens, id(among)
+        if key not in self._sights:
+            everyone = Sight.of_all_tokens(self.blocks, window_tokens)
+            self._sights[key] = everyone if among is None else everyone.among_themselves(among)
+        return self._sights[key]
 
     def selection_at(self, layer: int, x_BTE: Tensor, arguments: Mapping[str, Any]) -> Selection:
         """The selection of `layer`, from the residual stream x that enters it.
@@ -89,6 +123,7 @@ class Involvement:
                 self.targets_BT != IGNORE,
                 keep_fraction=None if by_threshold else self.config.keep_fraction,
                 threshold=self._threshold_of(layer) if by_threshold else None,
+                target_BN=self.target_BN,
             )
         return self.selections[layer]
 
@@ -100,15 +135,18 @@ class Involvement:
         if self.config.score == "recent":
             return torch.arange(shape[1], device=x_BTE.device, dtype=torch.float32).expand(shape)
         if self.predictors is not None:
-            return self.predictors[layer].scores(x_BTE, self.blocks, column=self.config.column)
-        asked = queries_and_keys(self.parts.layers[layer], self.parts.architecture, x_BTE, arguments)
+            return self.predictors[layer].scores(
+                x_BTE, self.blocks, column=self.config.column, asking_BN=self.asking_BN
+            )
+        asked = attention_call(self.parts.layers[layer], self.parts.architecture, x_BTE, arguments)
         return informativeness(
-            asked.q_BHTD,
-            asked.k_BKTD,
+            asked.q_BHGD,
+            asked.k_BKGD,
             self.blocks,
             scale=asked.scale,
             column=self.config.column,
             window_tokens=asked.window_tokens,
+            asking_BN=self.asking_BN,
         )
 
     def mlp_elimination(self, layer: int, selection: Selection) -> AbstractContextManager[None]:

@@ -31,6 +31,13 @@ class Parts:
 
     architecture: Architecture
 
+    @property
+    def default_entry_layer(self) -> int:
+        """Half of the layers, and from there the first whose attention does not slide; if all do, half."""
+        half = len(self.layers) // 2
+        kinds = getattr(self.causal_lm.config, "layer_types", None) or ["full_attention"] * len(self.layers)
+        return next((layer for layer in range(half, len(self.layers)) if kinds[layer] == "full_attention"), half)
+
 
 def parts_of(model: nn.Module) -> Parts:
     """Find them in a transformers causal language model, bare or inside a PeftModel. Raises UnsupportedModelError."""

@@ -1,8 +1,23 @@
-"""What the method did in the last training forward, in numbers and in words."""
+"""What the method did in the last training forward: in words, as a table in a terminal, as a map in a notebook.
+
+report = handle.report()
+print(report)            a line for each span of layers
+rich.print(report)       the same as a table (so does IPython with rich's pretty printer)
+report                   in a notebook: layers x blocks, involved ones filled
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich belongs to the command line; the method works where it is missing
+    from rich.console import RenderableType
+
+_CELL, _LABEL, _SHARE, _WIDEST = 7, 34, 90, 900
+"""Pixels of the map: a cell's height, the layer numbers, the bars of shares, and all blocks of a layer at most."""
 
 
 @dataclass(frozen=True)
@@ -12,6 +27,9 @@ class Span:
     first_layer: int
     last_layer: int
     blocks: tuple[int, ...]
+
+    targets: tuple[int, ...] = ()
+    """Of them, those that are kept to be learnt from, whatever they score."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +55,101 @@ class JengaReport:
     """Layers in no span involve every token."""
 
     def __str__(self) -> str:
-        if not self.enabled:
-            return "jenga: off (dense)"
+        lines = [f"jenga: {self._summary()}"]
+        for span in self._runs():
+            where = f"  layers {span.first_layer:>3} - {span.last_layer:<3}"
+            share = f"{self.kept_fraction[span.first_layer]:.0%} of tokens involved"
+            involved = f"{share}, blocks {' '.join(map(str, span.blocks))}" if span.blocks else "every token involved"
+            lines.append(f"{where} {involved}")
+        return "\n".join(lines)
+
+    def __rich__(self) -> RenderableType:
+        """For rich: one row for each span of layers."""
+        from rich.console import Group
+        from rich.table import Table
+
+        heading = f"jenga: {self._summary()}"
         if not self.kept_fraction:
-            return f"jenga: on from layer {self.entry_layer}, {self.score} scores; no training forward yet"
+            return heading
+        table = Table(box=None, pad_edge=False)
+        for name in ("layers", "tokens involved", "of MLPs"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("blocks involved")
+        for span in self._runs():
+            first = span.first_layer
+            shares = (f"{fractions[first]:.0%}" for fractions in (self.kept_fraction, self.mlp_kept_fraction))
+            table.add_row(f"{first}-{span.last_layer}", *shares, _ranges(span.blocks) if span.blocks else "all")
+        return Group(heading, table)
+
+    def _repr_html_(self) -> str:
+        """For a notebook: a drawing (SVG) of layers x blocks beside each layer's share of tokens. No scripts."""
+        title = f"<p><b>jenga</b>: {escape(self._summary())}</p>"
+        if not self.kept_fraction or not self.num_blocks:
+            return title
+        layers, width = len(self.kept_fraction), max(2.0, min(float(_CELL), _WIDEST / self.num_blocks))
+        right, bottom = _LABEL + width * self.num_blocks, _CELL * layers
+        shapes = [f'<rect x="{_LABEL}" width="{right - _LABEL:g}" height="{bottom}" fill="#8884" />']
+        for layer, blocks in enumerate(self._blocks_by_layer()):
+            y = _CELL * (layers - 1 - layer)  # layer 0 lies at the bottom, as the model is drawn
+            shapes += [
+                f'<rect x="{_LABEL + width * first:g}" y="{y}" width="{width * (last + 1 - first):g}" '
+                f'height="{_CELL - 1}" fill="#3b76c4"><title>layer {layer}, blocks {first}-{last}</title></rect>'
+                for first, last in _runs_of(blocks)
+            ]
+            share = self.kept_fraction[layer]
+            shapes.append(
+                f'<rect x="{right + 10:g}" y="{y}" width="{_SHARE * share:g}" height="{_CELL - 1}" fill="#3b76c4">'
+                f"<title>layer {layer}: {share:.0%} of tokens involved</title></rect>"
+            )
+            if layer % 8 == 0:
+                shapes.append(f'<text x="{_LABEL - 5}" y="{y + _CELL}" text-anchor="end">{layer}</text>')
+        labels = (
+            f'<text x="{_LABEL}" y="{bottom + 14}">block 0</text>'
+            f'<text x="{right:g}" y="{bottom + 14}" text-anchor="end">{self.num_blocks - 1}</text>'
+            f'<text x="{right + 10:g}" y="{bottom + 14}">tokens involved</text>'
+        )
+        return (
+            f'{title}<svg role="img" aria-label="{escape(self._summary())}" width="{right + 20 + _SHARE:g}" '
+            f'height="{bottom + 20}" font-family="sans-serif" font-size="10" fill="currentColor">'
+            f"{''.join(shapes)}{labels}</svg>"
+        )
+
+    def _summary(self) -> str:
+        if not self.enabled:
+            return "off (dense)"
+        if not self.kept_fraction:
+            return f"on from layer {self.entry_layer}, {self.score} scores; no training forward yet"
         mean = sum(self.kept_fraction) / len(self.kept_fraction)
-        lines = [f"jenga: {mean:.0%} of token-layers involved, {self.score} scores, {self.num_blocks} blocks"]
+        return f"{mean:.0%} of token-layers involved, {self.score} scores, {self.num_blocks} blocks"
+
+    def _runs(self) -> Iterator[Span]:
+        """All layers from 0 on, in spans; one without blocks involves every token."""
         covered = 0
         for span in self.spans:
             if span.first_layer > covered:
-                lines.append(f"  layers {covered:>3} - {span.first_layer - 1:<3} every token involved")
-            share = self.kept_fraction[span.first_layer]
-            blocks = " ".join(map(str, span.blocks))
-            lines.append(
-                f"  layers {span.first_layer:>3} - {span.last_layer:<3} {share:.0%} of tokens involved, blocks {blocks}"
-            )
+                yield Span(covered, span.first_layer - 1, ())
+            yield span
             covered = span.last_layer + 1
-        return "\n".join(lines)
+        if covered < len(self.kept_fraction):
+            yield Span(covered, len(self.kept_fraction) - 1, ())
+
+    def _blocks_by_layer(self) -> Iterator[tuple[int, ...]]:
+        for span in self._runs():
+            for _ in range(span.first_layer, span.last_layer + 1):
+                yield span.blocks or tuple(range(self.num_blocks))
+
+
+def _runs_of(blocks: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Sorted numbers as (first, last) of what is consecutive."""
+    runs: list[tuple[int, int]] = []
+    for block in blocks:
+        if runs and runs[-1][1] == block - 1:
+            runs[-1] = (runs[-1][0], block)
+        else:
+            runs.append((block, block))
+    return runs
+
+
+def _ranges(blocks: tuple[int, ...]) -> str:
+    """`0-3 7 9-12`"""
+    return " ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in _runs_of(blocks))

@@ -5,20 +5,23 @@ sequence at its original positions, so attention, MLP, adapters and all they sav
 becomes of the other tokens is the policy's choice, below and above e:
 
     below e         from e on       the route
-    forward_only    eliminated      (default: deferred selection) all tokens run 0..e-1 without gradient and leave K
-    and V;
-                                    the set is chosen; its rows run 0..e-1 again, against all K and V; then e..L-1 alone
+    forward_only    eliminated      (default: deferred selection) all tokens run 0..e-1 without gradient; the set is
+                                    chosen; its rows get their gradient through 0..e-1 by replay; they run e..L-1 alone
     involved        eliminated      all tokens run 0..e-1 with gradient; the rows run e..L-1 alone
-    forward_only    forward_only    all tokens run 0..L-1 without gradient; the rows run 0..L-1 again against all K and
-    V involved        forward_only    all tokens run 0..e-1 with gradient and e..L-1 without; the rows run e..L-1 again
+    forward_only    forward_only    all tokens run 0..L-1 without gradient; the rows get theirs by replay
+    involved        forward_only    all tokens run 0..e-1 with gradient and e..L-1 without; the rows replay e..L-1
     involved        either, chosen anew in every layer (the paper's rule): take rows, compute, put them back
+
+A layer that computes with gradient keeps what `recompute` says: everything; everything but gate and up; or, by replay
+of its own rows, no more than a forward-only layer leaves.
 
 Shapes   B batch, T tokens, G involved tokens, E hidden size
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -26,8 +29,15 @@ from torch import Tensor
 
 from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
-from jenga_core.layers.attention import KeysAndValues, mask_among_involved, mask_over_all_keys
+from jenga_core.layers.attention import mask_among_involved
+from jenga_core.layers.residual_rows import ResidualRows
 from jenga_core.layers.rows import put_rows, take_rows
+from jenga_core.patching.exact_pass import (
+    ExactLayer,
+    replayed,
+    rows_of_exact_layer,
+    run_exactly,
+)
 from jenga_core.patching.involvement import Involvement
 
 _BY_TOKEN = ("position_ids", "cache_position")
@@ -49,11 +59,22 @@ def route_of(involvement: Involvement) -> Route:
     return PerLayer(involvement) if involvement.config.scope == "per_layer" else Carried(involvement)
 
 
+class Dense:
+    """Every token stays involved in every layer (the `lora` preset)."""
+
+    def __init__(self, involvement: Involvement) -> None:
+        self.involvement = involvement
+
+    def through_layer(self, index: int, x_BTE: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        """See Route."""
+        return _with_gradient(self.involvement, index, x_BTE, arguments)
+
+
 class Carried:
     """One set, chosen at the entry layer.
 
-    Layers `exact_from` to `exact_to` - 1 run twice: once for all tokens without gradient (they are forward-only), and
-    once for the rows, against the keys and values of all. Layers from `exact_to` on run for the rows alone.
+    Layers `exact_from` to `exact_to` - 1 run for all tokens without gradient (they are forward-only), and their rows
+    join the graph afterwards. Layers from `exact_to` on run for the rows alone.
     """
 
     def __init__(self, involvement: Involvement) -> None:
@@ -61,14 +82,14 @@ class Carried:
         self.involvement = involvement
         self.exact_from = 0 if config.below_entry == "forward_only" else involvement.entry_layer
         self.exact_to = involvement.entry_layer if config.unselected == "eliminated" else involvement.num_layers
-        self._keys_and_values = KeysAndValues()
-        self._exact_arguments: dict[int, Mapping[str, Any]] = {}
+        self._left: list[tuple[ExactLayer, Mapping[str, Any]]] = []
         self._start_BTE: Tensor | None = None
         self._entry_BTE: Tensor | None = None
+        self._row_arguments: _RowArguments | None = None
 
     def through_layer(self, index: int, x_BxE: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """See Route."""
-        involvement, forward = self.involvement, self.involvement.layer_forwards[index]
+        involvement = self.involvement
         is_last = index == involvement.num_layers - 1
         if index == self.exact_from:
             self._start_BTE = x_BxE
@@ -76,16 +97,14 @@ class Carried:
             self._entry_BTE = x_BxE
             involvement.selection_at(index, x_BxE, arguments)
         if index < self.exact_from:
-            return forward(x_BxE, **arguments)
+            return _with_gradient(involvement, index, x_BxE, arguments)
         if index < self.exact_to:
-            self._exact_arguments[index] = arguments
-            with torch.no_grad():
-                y_BTE = forward(x_BxE, **{**arguments, "past_key_values": self._keys_and_values})
-            return self._out(y_BTE, self._rows_again()) if is_last else y_BTE
+            y_BTE, left = run_exactly(involvement, index, x_BxE, arguments)
+            self._left.append((left, arguments))
+            return self._out(y_BTE, self._rows_that_left(y_BTE)) if is_last else y_BTE
         if index == self.exact_to:
-            x_BxE = self._rows_again()
-        with involvement.mlp_elimination(index, self._selection):
-            rows_BGE = forward(x_BxE, **_for_rows(arguments, self._selection))
+            x_BxE = self._rows_that_left(x_BxE)
+        rows_BGE = _with_gradient(involvement, index, x_BxE, self._of_rows(arguments), self._selection)
         assert self._entry_BTE is not None
         return self._out(self._entry_BTE, rows_BGE) if is_last else rows_BGE
 
@@ -93,18 +112,26 @@ class Carried:
     def _selection(self) -> Selection:
         return self.involvement.selections[self.involvement.entry_layer]
 
+    def _of_rows(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        if self._row_arguments is None:
+            self._row_arguments = _RowArguments(self._selection)
+        return self._row_arguments(arguments)
+
     def _out(self, others_BTE: Tensor, rows_BGE: Tensor) -> Tensor:
         """What leaves the last layer: the rows that carry loss."""
         return put_rows(others_BTE, rows_BGE, self._selection) if self.involvement.config.loss_on == "all" else rows_BGE
 
-    def _rows_again(self) -> Tensor:
-        """The involved rows, taken where the exact pass began, through its layers with gradient."""
+    def _rows_that_left(self, end_BTE: Tensor) -> Tensor:
+        """The involved rows that left the exact layers, with gradient; each layer's other rows are let go at once."""
         assert self._start_BTE is not None
-        self._keys_and_values.involved = self._selection
         rows_BGE = take_rows(self._start_BTE, self._selection.token_index_BG)
-        for index, arguments in self._exact_arguments.items():
-            rows_BGE = _against_all_keys(
-                self.involvement, index, rows_BGE, arguments, self._selection, self._keys_and_values
+        self._start_BTE = None
+        for index in range(self.exact_from, self.exact_to):
+            left, arguments = self._left.pop(0)
+            y_BTE = self._left[0][0].x_BxE if self._left else end_BTE
+            row_arguments = self._of_rows(arguments)
+            rows_BGE = rows_of_exact_layer(
+                self.involvement, index, rows_BGE, y_BTE, left, row_arguments, self._selection
             )
         return rows_BGE
 
@@ -118,53 +145,68 @@ class PerLayer:
 
     def through_layer(self, index: int, x_BTE: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """See Route. x is always all T tokens."""
-        involvement, forward = self.involvement, self.involvement.layer_forwards[index]
+        involvement = self.involvement
         if index < involvement.entry_layer:
-            return forward(x_BTE, **arguments)
+            return _with_gradient(involvement, index, x_BTE, arguments)
         selection = involvement.selection_at(index, x_BTE, arguments)
-        rows_BGE = take_rows(x_BTE, selection.token_index_BG)
+        row_arguments = _RowArguments(selection)(arguments)
         if involvement.config.unselected == "eliminated":
-            with involvement.mlp_elimination(index, selection):
-                rows_BGE = forward(rows_BGE, **_for_rows(arguments, selection))
-            return put_rows(x_BTE, rows_BGE, selection)
-        keys_and_values = KeysAndValues()
-        with torch.no_grad():
-            exact_BTE = forward(x_BTE, **{**arguments, "past_key_values": keys_and_values})
-        keys_and_values.involved = selection
-        rows_BGE = _against_all_keys(involvement, index, rows_BGE, arguments, selection, keys_and_values)
+            rows = ResidualRows(x_BTE, selection, in_place=not involvement.parts.decoder.gradient_checkpointing)
+            return rows.put_back(_with_gradient(involvement, index, rows.take(), row_arguments, selection))
+        rows_BGE = take_rows(x_BTE, selection.token_index_BG)
+        exact_BTE, left = run_exactly(involvement, index, x_BTE, arguments)
+        rows_BGE = rows_of_exact_layer(involvement, index, rows_BGE, exact_BTE, left, row_arguments, selection)
         return put_rows(x_BTE + (exact_BTE - x_BTE).detach(), rows_BGE, selection)
 
 
-def _against_all_keys(
-    involvement: Involvement,
-    index: int,
-    rows_BGE: Tensor,
-    arguments: Mapping[str, Any],
-    selection: Selection,
-    keys_and_values: KeysAndValues,
+def _with_gradient(
+    involvement: Involvement, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None = None
 ) -> Tensor:
-    """Layer `index` for the involved rows, which see the keys and values of all tokens."""
-    mask = mask_over_all_keys(arguments.get("attention_mask"), selection, involvement.targets_BT.shape[1])
-    changed = {**_for_rows(arguments, selection), "attention_mask": mask, "past_key_values": keys_and_values}
-    return involvement.layer_forwards[index](rows_BGE, **changed)
+    """The layer for rows that all have gradient: all tokens, or the involved ones `among` themselves."""
+    if involvement.recompute == "full" and torch.is_grad_enabled():
+        y_BxE, left = run_exactly(involvement, index, x_BxE, arguments, among)
+        if left.drew_random_numbers:
+            raise ConfigError(
+                f"recompute='full' computes layer {index} twice, but it drops out at random and would differ; set "
+                "dropout to 0, of the adapter and of the model's config, or use recompute='none'",
+                param="jenga.recompute",
+            )
+        return replayed(involvement, index, x_BxE, y_BxE, left.attended, arguments, among)
+    with nullcontext() if among is None else involvement.mlp_elimination(index, among):
+        return involvement.layer_forwards[index](x_BxE, **arguments)
 
 
-def _for_rows(arguments: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
-    """A layer's keyword arguments for the involved rows: their positions, rotary angles and mask.
+class _RowArguments:
+    """Layers' keyword arguments for the rows of one selection. Layers are given the same tensors, so they share
+    rows."""
 
-    Raises ConfigError for a tensor of any other name: unchanged, it would still describe all tokens.
-    """
-    for name, value in arguments.items():
-        if isinstance(value, Tensor) and name not in (*_BY_TOKEN, "attention_mask"):
-            raise ConfigError(f"layers are given {name!r}, whose rows Jenga does not know; leave it out", param=name)
-    index_BG = selection.token_index_BG
-    changed = dict(arguments)
-    changed["attention_mask"] = mask_among_involved(arguments.get("attention_mask"), selection)
-    for name in _BY_TOKEN:
-        if isinstance(arguments.get(name), Tensor):
-            changed[name] = take_rows(arguments[name].reshape(-1, arguments[name].shape[-1]), index_BG)
-    if arguments.get("position_embeddings") is not None:
-        changed["position_embeddings"] = tuple(
-            take_rows(angles, index_BG) for angles in arguments["position_embeddings"]
-        )
-    return changed
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._of: dict[int, tuple[Any, Any]] = {}
+
+    def __call__(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Positions, rotary angles and mask of the rows; the rest as it is.
+
+        Raises ConfigError for a tensor of any other name: unchanged, it would still describe all tokens.
+        """
+        changed = dict(arguments)
+        for name, value in arguments.items():
+            if name == "attention_mask":
+                changed[name] = self._once(value, lambda mask: mask_among_involved(mask, self._selection))
+            elif name == "position_embeddings" and value is not None:
+                changed[name] = tuple(self._once(angles, self._take) for angles in value)
+            elif name in _BY_TOKEN and isinstance(value, Tensor):
+                changed[name] = self._once(value, lambda of_token: self._take(of_token.reshape(-1, of_token.shape[-1])))
+            elif isinstance(value, Tensor):
+                raise ConfigError(
+                    f"layers are given {name!r}, whose rows Jenga does not know; leave it out", param=name
+                )
+        return changed
+
+    def _take(self, of_token: Tensor) -> Tensor:
+        return take_rows(of_token, self._selection.token_index_BG)
+
+    def _once(self, of_all: Any, make: Callable[[Any], Any]) -> Any:
+        if id(of_all) not in self._of:
+            self._of[id(of_all)] = of_all, make(of_all)  # kept together, so that the id stays its own
+        return self._of[id(of_all)][1]

@@ -1,50 +1,49 @@
-"""Block scores without T x T: two small networks per layer that selects (paper, context-aware pattern prediction).
+"""Block scores from small networks (paper, context-aware pattern prediction).
 
-Exact scores ask every token about every other. A predictor looks at each token once, makes one short vector per block
-and lets the blocks, T / b of them, ask each other:
+Exact scores need the layer's own queries and keys: its norm, its projections, its adapters, and a product as long as
+its heads. A predictor makes thin ones straight from the residual stream, by one network for Q and one for K:
 
-    f(x)    = W3 relu(W2 relu(W1 x / rms(x)))                three low-rank matrices, one such network for Q, one for K
-    I(Q)_m  = mean over the tokens i of block m of f_Q(x_i)                        in R^r
-    I(K)_n  = mean over the tokens j of block n of f_K(x_j)                        in R^r
-    I_mn    = s (R_m I(Q)_m) . (R_n I(K)_n)  m >= n, both in the same document     predicts I(B_mn)
-    I_n     = the columns of I_mn, pooled as those of exact scores are             predicts I(B_n)
+    f(x)      = W3 relu(W2 relu(W1 x / rms(x)))                  three low-rank matrices with ReLU, per token
+    I(Q)_h,i  = R_i f_Q(x_i) of head h,  I(K)_h,j = R_j f_K(x_j)    vectors of d coordinates instead of D
+    I_mn      = max over i in block m, j in block n of (1/H) sum over h of s relu(I(Q)_h,i . I(K)_h,j)
+    I_n       = the columns of I_mn, pooled as those of exact scores are
 
-Where we differ from the paper:
+The last two lines are what exact scores do, so one kernel computes both.
+
+Where we differ from the paper, and why (docs/log.md has the figures):
 
 - Its x is the token's embedding. Ours is the residual stream as it enters the layer, which is what the layer's own
-  queries and keys are made from: a layer in the middle, where the carried selection enters, needs it. Outlier channels
-  of it reach 10^4, hence the division by the root mean square.
-- Exact scores are taken after RoPE and change with distance, but x knows of no position. R_n does for blocks what RoPE
-  does for tokens: it turns pairs of coordinates by n times an angle, so that the product depends on m - n. Without it,
-  even exact scores of unrotated queries and keys choose other blocks.
-- s, a constant, is the mean exact score: predictions have the unit of exact scores.
+  queries and keys are made from. Outlier channels of it reach 10^4, hence the division by the root mean square.
+- It averages a block's tokens into one vector before the product. A block's score is a maximum over pairs of tokens,
+  and of a sum of positive parts over heads; a product of averages cannot follow either, and stops at nine tenths of
+  recall. We keep tokens and heads apart, and aggregate to blocks after the product.
+- Exact scores are taken after RoPE and change with distance, but x knows of no position. R_i turns pairs of coordinates
+  at the speeds at which the layer's own rotary embedding does.
 
-Shapes   B batch, T tokens, N blocks, E hidden size, r rank, C = r / 2 pairs of coordinates, P real tokens of a batch
+Shapes   B batch, T tokens, N blocks, E hidden size, H query heads, K key heads, D head size of the layer, d ours,
+         C = d / 2 pairs of coordinates
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from jenga_core.config import Column
 from jenga_core.elimination.blocks import Blocks
-from jenga_core.elimination.informativeness import pool_columns
-
-ROTATION_BASE = 1000.0
-"""R turns by 1 radian per block in its fastest pair of coordinates, and by about 1 / 1000 in its slowest."""
+from jenga_core.elimination.informativeness import block_scores, pool_columns, reach_of_window
 
 
 class TokenNetwork(nn.Module):
     """f: three matrices with ReLU between, applied to every token alike. Its two hidden sizes may shrink."""
 
-    def __init__(self, hidden_size: int, hidden: tuple[int, int], rank: int) -> None:
+    def __init__(self, hidden_size: int, hidden: tuple[int, int], outputs: int) -> None:
         super().__init__()
         self.first = nn.Linear(hidden_size, hidden[0], bias=False)
         self.second = nn.Linear(hidden[0], hidden[1], bias=False)
-        self.third = nn.Linear(hidden[1], rank, bias=False)
+        self.third = nn.Linear(hidden[1], outputs, bias=False)
 
     @property
     def hidden(self) -> tuple[int, int]:
@@ -52,69 +51,107 @@ class TokenNetwork(nn.Module):
         return self.first.out_features, self.second.out_features
 
     def forward(self, x_PE: Tensor) -> Tensor:
-        """P x r."""
+        """P x outputs."""
         return self.third(self.second(self.first(x_PE).relu()).relu())
 
 
 class LayerPredictor(nn.Module):
     """Predicted block scores of one layer."""
 
-    scale: Tensor
+    speed_KC: Tensor
+    """Radians that a pair of coordinates turns by from token to token; query heads turn as their key head does."""
 
     def __init__(
         self,
         hidden_size: int,
         *,
+        query_heads: int,
+        key_heads: int,
+        head_size: int,
         query_hidden: tuple[int, int],
         key_hidden: tuple[int, int],
-        rank: int,
-        reach_blocks: int | None = None,
+        scale: float,
+        window_tokens: int | None = None,
     ) -> None:
         """
         Args:
             hidden_size: E.
-            rank: r, even.
-            reach_blocks: how many blocks back the layer's attention reaches; None: to the first.
+            query_heads: H, a multiple of
+            key_heads: K.
+            head_size: d, even.
+            scale: s, as the layer multiplies its own products.
+            window_tokens: of a layer whose attention slides.
         """
         super().__init__()
-        self.query = TokenNetwork(hidden_size, query_hidden, rank)
-        self.key = TokenNetwork(hidden_size, key_hidden, rank)
-        self.register_buffer("scale", torch.ones(()))
-        self.reach_blocks = reach_blocks
+        self.query = TokenNetwork(hidden_size, query_hidden, query_heads * head_size)
+        self.key = TokenNetwork(hidden_size, key_hidden, key_heads * head_size)
+        self.register_buffer("speed_KC", torch.zeros(key_heads, head_size // 2))
+        self.query_heads = query_heads
+        self.scale = scale
+        self.window_tokens = window_tokens
 
     @property
     def hidden_size(self) -> int:
         """E."""
         return self.query.first.in_features
 
+    @property
+    def key_heads(self) -> int:
+        """K."""
+        return self.speed_KC.shape[0]
+
+    @property
+    def head_size(self) -> int:
+        """d."""
+        return 2 * self.speed_KC.shape[1]
+
+    def queries(self, x_BTE: Tensor, position_T: Tensor) -> Tensor:
+        """I(Q), float32 B x H x T x d, of tokens at these positions."""
+        speed_HC = self.speed_KC.repeat_interleave(self.query_heads // self.key_heads, dim=0)
+        return _turned(self._of_tokens(self.query, x_BTE), position_T, speed_HC)
+
+    def keys(self, x_BTE: Tensor, position_T: Tensor) -> Tensor:
+        """I(K), float32 B x K x T x d."""
+        return _turned(self._of_tokens(self.key, x_BTE), position_T, self.speed_KC)
+
     def pair_scores(self, x_BTE: Tensor, blocks: Blocks) -> Tensor:
-        """I_mn: float32 B x N (query block) x N (key block), 0 where the key block is not seen.
+        """I_mn: float32 B x N (query block) x N (key block), without gradient; 0 where the key block is not seen.
 
         Args:
             x_BTE: the residual stream as it enters the layer, any float dtype; what lies on padding has no effect.
         """
-        x_PE = x_BTE[blocks.block_of_token_BT >= 0].float()
-        x_PE = x_PE * x_PE.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt()
-        tokens_BN = blocks.token_counts()
-        asks_BNR, answers_BNR = (
-            _rotated(_mean_of_blocks(network(x_PE), tokens_BN)) for network in (self.query, self.key)
-        )
-        scores_BNN = asks_BNR @ answers_BNR.transpose(1, 2)
-        return (self.scale * scores_BNN).masked_fill(~blocks.seen(self.reach_blocks), 0)
-
-    def pool(self, scores_BNN: Tensor, blocks: Blocks, column: Literal["mean", "sum"]) -> Tensor:
-        """Scores of block pairs, predicted or exact, to scores of key blocks."""
-        return pool_columns(scores_BNN, blocks.document_of_block_BN, column, self.reach_blocks)
-
-    def scores(self, x_BTE: Tensor, blocks: Blocks, *, column: Literal["mean", "sum"]) -> Tensor:
-        """I_n: float32 B x N, without gradient; takes the place of `informativeness`."""
         with torch.no_grad():
-            return self.pool(self.pair_scores(x_BTE, blocks), blocks, column)
+            x_BTE = x_BTE.masked_fill((blocks.block_of_token_BT < 0)[:, :, None], 0)
+            position_T = torch.arange(x_BTE.shape[1], device=x_BTE.device)  # distances are all that matters
+            q_BHTd, k_BKTd = self.queries(x_BTE, position_T), self.keys(x_BTE, position_T)
+            return block_scores(
+                q_BHTd.to(x_BTE.dtype),
+                k_BKTd.to(x_BTE.dtype),
+                blocks,
+                scale=self.scale,
+                window_tokens=self.window_tokens,
+            ).float()
+
+    def pool(self, scores_BNN: Tensor, blocks: Blocks, column: Column, asking_BN: Tensor | None = None) -> Tensor:
+        """Scores of block pairs, predicted or exact, to scores of key blocks."""
+        return pool_columns(scores_BNN, blocks, column, self.reach_blocks(blocks), asking_BN)
+
+    def scores(self, x_BTE: Tensor, blocks: Blocks, *, column: Column, asking_BN: Tensor | None = None) -> Tensor:
+        """I_n: float32 B x N, without gradient; takes the place of `informativeness`."""
+        return self.pool(self.pair_scores(x_BTE, blocks), blocks, column, asking_BN)
+
+    def reach_blocks(self, blocks: Blocks) -> int | None:
+        """How many blocks back the layer's attention reaches; None: to the first."""
+        return reach_of_window(self.window_tokens, blocks.block_tokens)
 
     @property
     def num_parameters(self) -> int:
         """Weights."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @staticmethod
+    def _of_tokens(network: TokenNetwork, x_BTE: Tensor) -> Tensor:
+        return network(normed(x_BTE).flatten(0, 1)).unflatten(0, x_BTE.shape[:2])
 
 
 class Predictors(nn.Module):
@@ -140,19 +177,17 @@ class Predictors(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _mean_of_blocks(values_PR: Tensor, tokens_BN: Tensor) -> Tensor:
-    """B x N x r. A block's tokens lie side by side, so this is a reduction over segments: without atomics, so that a
-    GPU gives the same bits every time."""
-    sums_SR = torch.segment_reduce(values_PR, "sum", lengths=tokens_BN.flatten(), axis=0, initial=0)
-    return sums_SR.view(*tokens_BN.shape, -1) / tokens_BN.clamp(min=1).unsqueeze(-1)
+def normed(x_BTE: Tensor) -> Tensor:
+    """The residual stream in float32, with a root mean square of 1 for every token."""
+    x_BTE = x_BTE.float()
+    return x_BTE * x_BTE.square().mean(dim=2, keepdim=True).add(1e-6).rsqrt()
 
 
-def _rotated(vectors_BNR: Tensor) -> Tensor:
-    """R_n applied to the vector of each block n: coordinates d and r / 2 + d turned by n / base^(2d / r)."""
-    N, half = vectors_BNR.shape[1], vectors_BNR.shape[2] // 2
-    block_N = torch.arange(N, device=vectors_BNR.device, dtype=torch.float32)
-    speed_C = ROTATION_BASE ** (-torch.arange(half, device=vectors_BNR.device) / half)
-    angle_NC = block_N[:, None] * speed_C
-    cos_NC, sin_NC = angle_NC.cos(), angle_NC.sin()
-    u_BNC, v_BNC = vectors_BNR.split(half, dim=2)
-    return torch.cat([u_BNC * cos_NC - v_BNC * sin_NC, u_BNC * sin_NC + v_BNC * cos_NC], dim=2)
+def _turned(made_BTF: Tensor, position_T: Tensor, speed_HC: Tensor) -> Tensor:
+    """B x H x T x d: R_t applied to the vector of every head; coordinates c and C + c turn together."""
+    B, T, _ = made_BTF.shape
+    H, C = speed_HC.shape
+    u_BHTC, v_BHTC = made_BTF.view(B, T, H, 2, C).permute(3, 0, 2, 1, 4)
+    angle_HTC = position_T[:, None].float() * speed_HC[:, None, :]
+    cos_HTC, sin_HTC = angle_HTC.cos(), angle_HTC.sin()
+    return torch.cat([u_BHTC * cos_HTC - v_BHTC * sin_HTC, u_BHTC * sin_HTC + v_BHTC * cos_HTC], dim=3)

@@ -1,7 +1,7 @@
 """Predictors on disk: a folder with the weights and with what they may be used for.
 
     predictors.safetensors   the weights of all layers, float32
-    predictors.json          {"format": 1, "fingerprint": ..., "settings": {...}, "layers": {"15": {...}}}
+    predictors.json          {"format": 2, "fingerprint": ..., "settings": {...}, "layers": {"15": {...}}}
 
 Predictors fit one base model (its fingerprint) and the settings that exact scores depend on; anything else is refused
 with the difference. Keys of the JSON that this version does not know are left alone and handed back in `extra`.
@@ -24,7 +24,7 @@ from jenga_core.errors import ConfigError
 from jenga_core.prediction.predictor import LayerPredictor, Predictors
 from jenga_core.prediction.training import LayerReport
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, DESCRIPTION = "predictors.safetensors", "predictors.json"
 
 
@@ -61,6 +61,8 @@ def settings_of(config: JengaConfig, layers: Sequence[int]) -> dict[str, Any]:
         "layers": list(layers),
         "block_tokens": selection.block_tokens,
         "column": selection.column,
+        "asked_by": selection.asked_by,
+        "target_fraction": selection.target_fraction,
         "keep_fraction": selection.keep_fraction,
         "context_length_tokens": config.context_length_tokens,
         "rope": config.rope.model_dump(mode="json") if config.rope else None,
@@ -130,10 +132,13 @@ def _shape(predictor: LayerPredictor) -> dict[str, Any]:
     """The arguments that make an empty one."""
     return {
         "hidden_size": predictor.hidden_size,
+        "query_heads": predictor.query_heads,
+        "key_heads": predictor.key_heads,
+        "head_size": predictor.head_size,
         "query_hidden": list(predictor.query.hidden),
         "key_hidden": list(predictor.key.hidden),
-        "rank": predictor.query.third.out_features,
-        "reach_blocks": predictor.reach_blocks,
+        "scale": predictor.scale,
+        "window_tokens": predictor.window_tokens,
     }
 
 

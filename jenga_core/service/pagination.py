@@ -66,9 +66,9 @@ def by_age(
         last = session.scalars(statement.where(id_ == after)).one_or_none()
         if last is None:
             raise CursorError(after)
-        same = created_at == last.created_at
-        older = or_(created_at < last.created_at, and_(same, id_ < last.id))
-        newer = or_(created_at > last.created_at, and_(same, id_ > last.id))
+        # The first comparison is implied by the rest; it lets the database begin its walk of the index right there.
+        older = and_(created_at <= last.created_at, or_(created_at < last.created_at, id_ < last.id))
+        newer = and_(created_at >= last.created_at, or_(created_at > last.created_at, id_ > last.id))
         statement = statement.where(older if newest_first else newer)
     order = (created_at.desc(), id_.desc()) if newest_first else (created_at, id_)
     statement = statement.order_by(*order)

@@ -36,6 +36,15 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=8 * 2**30, gt=0)
     """Largest file that may be uploaded."""
 
+    requests_per_minute: int = Field(default=12_000, ge=0)
+    """Requests that one API key may make in a minute; 0 means any number. Counted in the broker."""
+
+    webhooks_to_private_addresses: bool = False
+    """Whether webhooks may go to plain http and to addresses that are not public; for receivers on the same network."""
+
+    keep_checkpoints_days: float = Field(default=7.0, ge=0)
+    """How long the checkpoints of a job that has ended are kept. Those of a job that may go on are always kept."""
+
     lease_seconds: float = Field(default=30.0, gt=0)
     """How long a supervisor holds a job without renewing. Renewed every third of it."""
 

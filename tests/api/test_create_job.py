@@ -44,6 +44,13 @@ def test_the_answer(api: Api, rings: list[str]) -> None:
             "step": 0,
             "total_steps": None,
             "report": None,
+            "priority": 0,
+            "gpus": 1,
+            "oom_policy": "fail",
+            "owner": "test",
+            "queue": {"position": 1, "reason": "no worker is online"},
+            "loss": None,
+            "memory": None,
         },
     }
     assert api.client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["id"] == job["id"]
@@ -127,6 +134,21 @@ def test_bad_input_leaves_no_job(api: Api, rings: list[str], subtests: pytest.Su
             assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param)
             assert api.jobs() == 0
             assert rings == []
+
+
+_WORDS = [
+    ({"suffix": "x" * 70}, "suffix: 70 characters were given, at most 64 are allowed; shorten it by 6"),
+    ({"suffix": ""}, "suffix: 0 characters were given, at least 1 are needed; or leave it out"),
+    ({"typo": 1}, "typo: there is no such field; leave it out, or look for its name at /openapi.json"),
+    ({"model": None}, "model: this field is required, and it was not given"),
+    ({"seed": "many"}, "seed: Input should be a valid integer, unable to parse string as an integer (got 'many')"),
+]
+
+
+def test_refusals_say_what_was_got_what_was_wanted_and_what_to_do(api: Api, subtests: pytest.Subtests) -> None:
+    for fields, message in _WORDS:
+        with subtests.test(fields=fields):
+            assert error_of(api.create(**fields), 400)["message"] == message
 
 
 def test_text_that_utf8_cannot_carry_is_refused(api: Api) -> None:

@@ -91,15 +91,22 @@ def test_a_bug_is_a_500_with_an_id_that_the_log_has(
 
 def test_health_is_open(api: Api) -> None:
     response = api.anonymous().get("/healthz")
-    assert response.status_code == 200
-    assert response.json() == {"status": "ok", "database": "ok"}
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    response = api.anonymous().get("/readyz")
+    assert (response.status_code, response.json()) == (200, {"status": "ok", "database": "ok", "files": "ok"})
 
 
-def test_health_tells_of_a_database_without_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_not_ready_without_a_file_store(api: Api) -> None:
+    api.app.state.files.folder = api.settings.data_dir / "unmounted"
+    assert error_of(api.anonymous().get("/readyz"), 503)["code"] == "files_unavailable"
+
+
+def test_not_ready_on_a_database_without_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = Settings(data_dir=tmp_path_factory.mktemp("empty"), broker_url="memory://")
     app = create_app(settings)
     with TestClient(app) as client:
-        error = error_of(client.get("/healthz"), 503)
+        assert client.get("/healthz").status_code == 200
+        error = error_of(client.get("/readyz"), 503)
     assert (error["type"], error["code"]) == ("server_error", "database_unavailable")
 
 

@@ -91,7 +91,13 @@ _REFUSED_FORMS = [
     ({"file": ("a", ROW)}, {}, "purpose"),
     ({"other": ("a", ROW)}, {"purpose": "fine-tune"}, "file"),
     ([("file", ("a", ROW)), ("file", ("b", ROW))], {"purpose": "fine-tune"}, "file"),
-    ({"file": ("a", ROW)}, {"purpose": "fine-tune", "expires_after[seconds]": "3600"}, "expires_after[seconds]"),
+    ({"file": ("a", ROW)}, {"purpose": "fine-tune", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+    (
+        {"file": ("a", ROW)},
+        {"purpose": "fine-tune", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"},
+        "expires_after[seconds]",
+    ),
+    ({"file": ("a", ROW)}, {"purpose": "fine-tune", "expires_in": "3600"}, "expires_in"),
 ]
 
 
@@ -135,7 +141,7 @@ def test_a_row_that_cannot_be_stored_leaves_no_bytes(api: Api, monkeypatch: pyte
         raise OSError("disk")
 
     before = sorted(api.app.state.files.folder.iterdir())
-    monkeypatch.setattr("api.routes.files.StoredFile", broken)
+    monkeypatch.setattr("jenga_core.service.files.registration.StoredFile", broken)
     error_of(api.upload(), 500)
     assert sorted(api.app.state.files.folder.iterdir()) == before
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jenga_core.service.accounts.keys import create_team
+from jenga_core.service.accounts.teams import create_team
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import (
     FineTunedModel,
@@ -67,6 +67,7 @@ def test_estimated_finish_only_while_running(api: Api) -> None:
     with api.database.writing() as session:
         job = session.get_one(Job, job_id)
         job.state, job.started_at, job.step, job.total_steps = JobState.RUNNING, database_now() - 100, 10, 20
+        session.add(JobMetric(job_id=job_id, step=10, train_loss=2.0, created_at=database_now()))
     running = api.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
     assert running["estimated_finish"] - running["created_at"] == pytest.approx(100, abs=30)
     force(api.database, job_id, JobState.SUCCEEDED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.jobs import options
+from cli.options import options
 from jenga_core.errors import ConfigError
 
 

@@ -15,7 +15,11 @@ from cli.main import app
 from cli.settings import settings_of
 from jenga_core.errors import AuthenticationError
 
-COMMANDS = ("up", "migrate", "models add", "models list", "submit", "watch", "list", "cancel")
+COMMANDS = (
+    "up", "migrate", "doctor", "train", "models add", "models list", "submit", "estimate", "watch", "logs", "list",
+    "pause", "resume", "stop", "cancel", "predictors", "fleet", "keys list", "keys create", "keys revoke", "teams list",
+    "teams create",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +44,11 @@ def test_a_relative_data_dir_becomes_absolute(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_subcommand_takes_data_dir_after_its_name(command: str) -> None:
+def test_every_subcommand_takes_data_dir_and_json_after_its_name(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0
     assert "--data-dir" in result.output
+    assert "--json" in result.output
 
 
 def test_data_dir_before_the_subcommand_is_refused(tmp_path: Path) -> None:
@@ -85,9 +90,9 @@ def test_what_up_cannot_stand_on_is_one_error_and_exit_code_1(
     assert done.stderr.startswith("Error: ") and words in done.stderr
 
 
-def test_an_unreachable_service_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_an_unreachable_service_is_one_line_and_exit_code_5(tmp_path: Path) -> None:
     variables = {"JENGA_API_KEY": "key", "JENGA_BASE_URL": "http://127.0.0.1:1"}
     result = CliRunner().invoke(app, ["list", "--data-dir", str(tmp_path)], env=variables)
-    assert result.exit_code == 1
+    assert result.exit_code == 5
     assert result.stderr.startswith("Error: cannot reach Jenga at http://127.0.0.1:1")
     assert "Traceback" not in result.output

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,59 +15,7 @@ import psutil
 import pytest
 
 from tests.support.tiny import save_tiny_model
-
-READY_SECONDS = 150
-STOP_SECONDS = 60
-UNSET = ("JENGA_DATABASE_URL", "JENGA_BROKER_URL", "JENGA_SECRET_KEY", "JENGA_BASE_URL", "JENGA_API_KEY")
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in UNSET}
-
-
-@dataclass
-class Up:
-    """A running `jenga up`."""
-
-    process: subprocess.Popen[str]
-    data_dir: Path
-    line: str
-
-    @property
-    def url(self) -> str:
-        return next(word for word in self.line.split() if word.startswith("http://"))
-
-    @property
-    def key(self) -> str:
-        return (self.data_dir / "admin.key").read_text().strip()
-
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def get(self, path: str, key: str) -> httpx.Response:
-        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {key}"}, timeout=30)
-
-
-def jenga(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cli.main", *arguments]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(jenga(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=READY_SECONDS)
-
-
-@contextmanager
-def running(data_dir: Path) -> Iterator[Up]:
-    """Start it on a free port, wait for its line, and leave nothing behind."""
-    argv = jenga("up", "--port", "0", "--data-dir", str(data_dir))
-    process = subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    with process.stdout, process.stderr:
-        try:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield Up(process, data_dir, line)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            process.wait(STOP_SECONDS)
+from tests.support.up import STOP_SECONDS, Up, run, running
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +58,7 @@ def test_subcommands_find_the_service_by_its_data_folder(service: Up) -> None:
     assert cancelled.returncode == 1
     assert f"{service.url} answered 404" in cancelled.stderr
     assert run("list", "--data-dir", str(service.data_dir)).stdout.split() == [
-        "job", "model", "state", "stage", "step", "created",
+        "job", "model", "state", "stage", "step", "loss", "activations", "owner", "created",
     ]  # fmt: skip
 
 

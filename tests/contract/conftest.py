@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import openai
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from jenga_core.service.accounts.keys import create_key
@@ -33,6 +35,9 @@ class Service:
     seeded: Seed
     database: Database
     settings: Settings
+    app: FastAPI
+    received_bytes: list[int]
+    """What the server has read from its sockets, piece by piece."""
 
     def client(self, *, strict: bool = False, key: str | None = None, max_retries: int = 0) -> openai.OpenAI:
         """The official client; only base_url and api_key are ours. Strict mode raises on any answer off the schema."""
@@ -52,7 +57,17 @@ def service(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPa
     seeded = seed(database, settings)
     with database.writing() as session:
         key = create_key(session, session.get_one(Team, seeded.team_id), "test", pepper=settings.pepper)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", lifespan="on"))
+    app, received = create_app(settings), []
+    config = uvicorn.Config(app, log_level="warning", lifespan="on")
+    config.load()
+    read = config.http_protocol_class.data_received
+
+    def counted(protocol: Any, data: bytes) -> None:
+        received.append(len(data))
+        read(protocol, data)
+
+    monkeypatch.setattr(config.http_protocol_class, "data_received", counted)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -63,7 +78,7 @@ def service(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPa
                 assert thread.is_alive(), "the server ended while starting"
                 assert time.monotonic() < deadline, f"the server did not start within {START_SECONDS} s"
                 time.sleep(0.02)
-            yield Service(host, port, key, seeded, database, settings)
+            yield Service(host, port, key, seeded, database, settings, app, received)
         finally:
             server.should_exit = True
             thread.join(START_SECONDS)

@@ -164,7 +164,7 @@ def test_checking_a_large_file_does_not_stop_the_server(service: Service, monkey
         assert answered.wait(30), "nothing else was answered while a file was being checked"
         return 1
 
-    monkeypatch.setattr("api.routes.files.count_rows", slow_check)
+    monkeypatch.setattr("jenga_core.service.files.registration.count_rows", slow_check)
     with service.client() as client:
         upload = threading.Thread(target=client.files.create, kwargs={"file": ROWS, "purpose": "fine-tune"})
         upload.start()

@@ -45,3 +45,9 @@ def test_blocks_of_packed_documents(lengths: list[int], padding: int, b: int) ->
     assert blocks.block_of_token_BT[0].tolist() == expected + [-1] * padding
     documents = [index for index, length in enumerate(lengths) for _ in range(-(-length // b))]
     assert blocks.document_of_block_BN[0].tolist() == documents
+
+
+def test_documents_that_end_with_a_block_are_not_one_document() -> None:
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    assert split_into_blocks(1, 8, block_tokens=4).is_plain
+    assert not split_into_blocks(1, 8, block_tokens=4, position_ids=positions).is_plain

@@ -1,17 +1,12 @@
 """Column pooling, and that informed scores find the block that everybody asks."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from jenga_core.elimination.blocks import split_into_blocks
-from jenga_core.elimination.informativeness import informativeness, query_blocks_that_see
-
-
-def test_number_of_query_blocks_that_see_a_key_block() -> None:
-    document_of_block = torch.tensor([[0, 0, 0, 1, 1], [0, 0, -1, -1, -1]])
-    seen = query_blocks_that_see(document_of_block)
-    assert seen[0].tolist() == [3, 2, 1, 2, 1]
-    assert seen[1, :2].tolist() == [2, 1]
+from jenga_core.elimination.informativeness import informativeness, mean_by_distance, pool_columns
 
 
 @pytest.mark.parametrize("window_tokens", [1, 2, 7, 8, 9, 10, 24, 100])
@@ -52,3 +47,47 @@ def test_a_block_that_later_tokens_ask_scores_highest() -> None:
         scores = informativeness(q, k, blocks, scale=1.0, column=column)
         assert int(scores.argmax()) == 2
         assert float(scores[0, 5]) == 0  # negative scores do not count
+
+
+def test_relative_scores_forget_distance_and_keep_content() -> None:
+    """Scores that depend on distance alone come out alike; twice the asking comes out as more than the others."""
+    blocks = split_into_blocks(1, 10, block_tokens=1)
+    block = torch.arange(10.0)
+    scores = (1 / (1 + (block[:, None] - block).clamp(min=0)))[None]
+    scores[:, :, 0] = 1000.0  # the attention sink has no part in what is usual
+    relative = pool_columns(scores, blocks, "relative")
+    torch.testing.assert_close(relative[0, 1:], torch.ones(9))
+    scores[:, :, 4] *= 2
+    asked = pool_columns(scores, blocks, "relative")[0]
+    assert int(asked[1:].argmax()) + 1 == 4
+    assert int(pool_columns(scores, blocks, "mean")[0, 1:].argmax()) + 1 == 9  # what is near, whatever it holds
+
+
+def test_the_mean_at_a_distance_is_over_the_pairs_that_see_each_other() -> None:
+    """Against a loop; two packed documents, and a window of two blocks back."""
+    positions = torch.tensor([[*range(7), *range(4)]])
+    blocks = split_into_blocks(1, 11, block_tokens=1, position_ids=positions)
+    scores = torch.rand(1, 11, 11, generator=torch.Generator().manual_seed(0))
+    means = mean_by_distance(scores, blocks, reach_blocks=2)
+    for distance in range(3):
+        pairs = [
+            float(scores[0, n + distance, n])
+            for n in range(11 - distance)
+            if n not in (0, 7) and (n < 7) == (n + distance < 7)
+        ]
+        assert float(means[0, 5 + distance, 5]) == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.mark.parametrize("column", ["sum", "mean", "relative"])
+def test_only_those_who_ask_count(column: Any) -> None:
+    blocks = split_into_blocks(1, 5, block_tokens=1)
+    scores = torch.ones(1, 5, 5).tril()
+    scores[0, 4] = torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0])
+    asking = torch.tensor([[False, False, True, False, False]])
+    of_block_2 = pool_columns(scores, blocks, column, asking_BN=asking)
+    assert of_block_2[0, 3:].tolist() == [0, 0]  # block 2 sees neither
+    assert float(of_block_2[0, 1]) > 0
+    changed = scores.clone()
+    changed[0, 3:] = 0  # what the others ask has no part in it, but for what is usual at a distance
+    if column != "relative":
+        assert torch.equal(pool_columns(changed, blocks, column, asking_BN=asking), of_block_2)

@@ -34,6 +34,9 @@ class Recorder:
         assert (folder / "adapter_model.safetensors").exists()
         self.checkpoints.append(folder)
 
+    def save_state(self, folder: Path) -> None:
+        (folder / "note.txt").write_text("of the caller")
+
     def should_stop(self) -> bool:
         return self.stop_after is not None and len(self.steps) + 1 >= self.stop_after
 

@@ -78,3 +78,19 @@ def test_rows_and_targets_must_match() -> None:
     hidden, weight, targets = inputs(torch.float32)
     with pytest.raises(ValueError, match="37 hidden rows but 36 targets"):
         segmented_cross_entropy(hidden, weight, targets[1:], segment_tokens=8)
+
+
+@pytest.mark.parametrize("trains_the_head", [False, True])
+def test_computing_rows_without_a_label_changes_nothing(trains_the_head: bool) -> None:
+    results = []
+    for leave_out in (True, False):
+        hidden, weight, targets = inputs(torch.float64)
+        weight = weight.detach().requires_grad_(trains_the_head)
+        loss = segmented_cross_entropy(hidden, weight, targets, segment_tokens=10, leave_out=leave_out)
+        loss.backward()
+        assert hidden.grad is not None
+        assert not hidden.grad[::3].any()
+        results.append((loss.detach(), hidden.grad, weight.grad if trains_the_head else loss.detach()))
+    for without, everyone in zip(*results, strict=True):
+        assert without is not None
+        torch.testing.assert_close(everyone, without)

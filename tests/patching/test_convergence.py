@@ -21,23 +21,23 @@ TEXT = "the quick brown fox jumps over the lazy dog while seven wizards box twel
 
 EXPECTED = {
     ("llama", "lora"): (5.678, 1.662),
-    ("llama", "jenga"): (5.678, 2.272),
+    ("llama", "jenga"): (5.678, 1.760),
     ("mistral", "lora"): (5.707, 0.825),
-    ("mistral", "jenga"): (5.707, 1.672),
+    ("mistral", "jenga"): (5.707, 0.726),
     ("qwen2", "lora"): (5.939, 1.356),
-    ("qwen2", "jenga"): (5.939, 1.878),
+    ("qwen2", "jenga"): (5.939, 1.144),
     ("qwen3", "lora"): (5.737, 1.436),
-    ("qwen3", "jenga"): (5.737, 1.879),
+    ("qwen3", "jenga"): (5.737, 1.381),
     ("gemma2", "lora"): (5.722, 3.404),
-    ("gemma2", "jenga"): (5.722, 3.596),
+    ("gemma2", "jenga"): (5.722, 3.387),
     ("gemma3_text", "lora"): (5.858, 0.710),
-    ("gemma3_text", "jenga"): (5.858, 1.755),
+    ("gemma3_text", "jenga"): (5.858, 0.751),
     ("phi3", "lora"): (6.087, 0.784),
-    ("phi3", "jenga"): (6.087, 1.796),
+    ("phi3", "jenga"): (6.087, 0.754),
     ("opt", "lora"): (5.575, 3.093),
-    ("opt", "jenga"): (5.575, 3.087),
+    ("opt", "jenga"): (5.575, 3.114),
     ("opt-post-norm", "lora"): (5.548, 2.098),
-    ("opt-post-norm", "jenga"): (5.548, 2.245),
+    ("opt-post-norm", "jenga"): (5.548, 2.254),
 }
 """(before, after) in nats, by model type and preset."""
 
@@ -49,7 +49,8 @@ def train(model_type: str, preset: str) -> tuple[float, float]:
     handle = apply_jenga(model, JengaConfig.preset(preset, selection={"block_tokens": 8}))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     before = evaluate(model, ids)
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        handle.epoch = step
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -77,7 +78,7 @@ def test_sparse_training_learns_most_of_what_dense_training_does() -> None:
     for model_type in MODEL_TYPES:
         before, dense = EXPECTED[model_type, "lora"]
         sparse = EXPECTED[model_type, "jenga"][1]
-        assert (before - sparse) > 0.6 * (before - dense), model_type
+        assert (before - sparse) > 0.9 * (before - dense), model_type
 
 
 if __name__ == "__main__":

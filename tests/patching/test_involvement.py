@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jenga_core import JengaConfig, apply_jenga
+from jenga_core.patching.apply import handle_of
 from tests.support.assertions import assert_within_budget
 from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
 
@@ -16,10 +17,11 @@ BLOCK = 8
 
 
 def sparse_step(
-    model: nn.Module, batch: dict[str, Tensor], **selection: Any
+    model: nn.Module, batch: dict[str, Tensor], recompute: str = "none", **selection: Any
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Loss, gradients, and B x T bool: the tokens involved at the last layer of sequence 0 (batch 1 only)."""
-    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": BLOCK, **selection}))
+    policy = {"block_tokens": BLOCK, **selection}
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection=policy, recompute=recompute))
     loss = model(**batch).loss
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -131,21 +133,25 @@ def test_carried_selection_is_its_specification(model_type: str, below: str, uns
     batch = tiny_batch(batch=1, tokens=77, padded=False)
     del batch["attention_mask"]
     policy = {"below_entry": below, "unselected": unselected, "entry_layer": entry}
-    loss, gradients, involved = sparse_step(model, batch, **policy)
+    steps = {recompute: sparse_step(model, batch, recompute, **policy) for recompute in ("none", "full")}
+    involved = steps["none"][2]
     assert 0 < int(involved.sum()) < 40
     exact = range(entry if below == "involved" else 0, entry if unselected == "eliminated" else 4)
     truth = plain_layers(model, batch, involved, exact)
     truth.backward()
-    assert_within_budget("token_involvement", ours=loss, truth=truth.detach())
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None
-        if name.endswith("k_proj.bias") and parameter.grad.abs().max() < 1e-15:
-            # Without rotation (OPT) it adds the same to all scores of a query, and softmax does not see it.
-            assert gradients[name].abs().max() < 1e-15
-        elif model_type.startswith("gemma") and "norm" in name:  # computed in float32 whatever the model's dtype
-            assert_within_budget("token_involvement", ours=gradients[name].float(), truth=parameter.grad)
-        else:
-            assert_within_budget("token_involvement", ours=gradients[name], truth=parameter.grad)
+    budget = "eager_attention" if attention == "eager" else "token_involvement"
+    for loss, gradients, same_involved in steps.values():
+        assert torch.equal(same_involved, involved)
+        assert_within_budget(budget, ours=loss, truth=truth.detach())
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            if name.endswith("k_proj.bias") and parameter.grad.abs().max() < 1e-15:
+                # Without rotation (OPT) it adds the same to all scores of a query, and softmax does not see it.
+                assert gradients[name].abs().max() < 1e-15
+            elif model_type.startswith("gemma") and "norm" in name:  # computed in float32 whatever the model's dtype
+                assert_within_budget(budget, ours=gradients[name].float(), truth=parameter.grad)
+            else:
+                assert_within_budget(budget, ours=gradients[name], truth=parameter.grad)
 
 
 @pytest.mark.parametrize("scope", ["carried", "per_layer"])
@@ -221,9 +227,8 @@ def test_per_layer_rule_brings_blocks_back() -> None:
 @pytest.mark.parametrize(("score", "expected"), [("recent", (0, 6, 7, 8, 9)), ("random", None)])
 def test_controls(score: str, expected: tuple[int, ...] | None) -> None:
     model, batch = tiny_model(), tiny_batch(batch=1, tokens=80, padded=False)
-    handle = apply_jenga(
-        model, JengaConfig.preset("jenga", selection={"block_tokens": BLOCK, "score": score, "keep_fraction": 0.5})
-    )
+    selection = {"block_tokens": BLOCK, "score": score, "keep_fraction": 0.5, "target_fraction": 0.0}
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection=selection))
     drawn = set()
     for seed in (1, 1, 2, 3):
         torch.manual_seed(seed)
@@ -234,6 +239,41 @@ def test_controls(score: str, expected: tuple[int, ...] | None) -> None:
     else:
         assert 2 <= len(drawn) <= 3  # reproducible by torch's seed, and different for different seeds
         assert all(blocks[0] == 0 and blocks[-1] == 9 and len(blocks) == 5 for blocks in drawn)
+
+
+def test_answers_choose_their_context() -> None:
+    """Labels in the last block alone: it is kept, and what it asks decides about the others, not what all ask."""
+    model, batch = tiny_model(), tiny_batch(batch=1, tokens=80, padded=False)
+    batch["labels"][:, :76] = -100
+    scores = {}
+    for asked_by in ("targets", "all"):
+        selection = {"block_tokens": BLOCK, "asked_by": asked_by, "score": "exact", "column": "sum"}
+        handle = apply_jenga(model, JengaConfig.preset("jenga", selection=selection))
+        with torch.no_grad():
+            model(**batch)
+            scores[asked_by] = handle.run(batch, handle.config.selection)[1].scores[2][0]
+        assert handle.report().spans[0].targets == (9,)
+        assert {0, 9} < set(handle.report().spans[0].blocks)
+        handle.undo()
+    assert scores["targets"][9] == scores["all"][9]  # nobody else sees it
+    assert (scores["targets"] <= scores["all"]).all()
+    assert scores["targets"][0] < 0.5 * scores["all"][0]  # ten blocks see it
+
+
+def test_targets_move_on_from_epoch_to_epoch() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=1, tokens=80, padded=False)
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": BLOCK}))
+    assert handle_of(model) is handle
+    seen: list[int] = []
+    for epoch in range(5):
+        handle.epoch = epoch
+        model(**batch)
+        targets = handle.report().spans[0].targets
+        model(**batch)
+        assert handle.report().spans[0].targets == targets
+        assert set(targets) <= set(handle.report().spans[0].blocks)
+        seen += targets
+    assert sorted(seen) == list(range(10))  # 4 kept, 2 of them targets: five epochs learn from all ten, once
 
 
 @pytest.mark.parametrize("unselected", ["eliminated", "forward_only"])

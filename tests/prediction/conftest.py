@@ -20,8 +20,10 @@ Trained = tuple[Predictors, dict[int, LayerReport]]
 
 
 def config(*, steps: int = 150, **selection: Any) -> JengaConfig:
-    predictor = {"hidden": 64, "rank": 16, "steps": steps}
-    return JengaConfig.preset("jenga", selection={"block_tokens": BLOCK_TOKENS, **selection}, predictor=predictor)
+    """Scores alone decide, unless the test says otherwise."""
+    predictor = {"hidden": 24, "head_size": 4, "steps": steps}
+    alone = {"block_tokens": BLOCK_TOKENS, "target_fraction": 0.0, "asked_by": "all"}
+    return JengaConfig.preset("jenga", selection={**alone, **selection}, predictor=predictor)
 
 
 def sequences(count: int = 64, tokens: int = 128) -> list[dict[str, Any]]:

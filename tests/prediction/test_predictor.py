@@ -13,10 +13,20 @@ from jenga_core.elimination.blocks import Blocks, split_into_blocks
 from jenga_core.prediction.predictor import LayerPredictor, Predictors
 
 
-def predictor(reach_blocks: int | None = None) -> LayerPredictor:
+def predictor(window_tokens: int | None = None) -> LayerPredictor:
+    """Four query heads over two key heads, with four coordinates each."""
     torch.manual_seed(0)
-    made = LayerPredictor(12, query_hidden=(9, 7), key_hidden=(8, 6), rank=6, reach_blocks=reach_blocks)
-    made.scale.fill_(1.7)
+    made = LayerPredictor(
+        12,
+        query_heads=4,
+        key_heads=2,
+        head_size=4,
+        query_hidden=(9, 7),
+        key_hidden=(8, 6),
+        scale=1.7,
+        window_tokens=window_tokens,
+    )
+    made.speed_KC.copy_(torch.tensor([[1.0, 0.1], [0.3, 0.0]]))
     return made
 
 
@@ -38,38 +48,40 @@ def by_the_formula(model: LayerPredictor, x_BTE: Tensor, blocks: Blocks) -> Tens
     B, T, _ = x_BTE.shape
     N = blocks.num_blocks
     scores_BNN = torch.zeros(B, N, N)
+
+    def vectors(network: torch.nn.Module, x: Tensor) -> list[list[complex]]:
+        """Of each head, two pairs of coordinates as complex numbers."""
+        of_heads = network(x / math.sqrt(float(x.square().mean()))).view(-1, 2, 2)
+        return [[complex(u, v) for u, v in zip(*head.tolist(), strict=True)] for head in of_heads]
+
     for b in range(B):
-
-        def mean_of_block(network: torch.nn.Module, n: int, b: int = b) -> Tensor:
-            rows = [x_BTE[b, t] for t in range(T) if blocks.block_of_token_BT[b, t] == n]
-            return torch.stack([network(x / math.sqrt(float(x.square().mean()))) for x in rows]).mean(dim=0)
-
-        for m in range(N):
-            for n in range(m + 1):
-                document_m, document_n = blocks.document_of_block_BN[b, [m, n]].tolist()
-                if document_m < 0 or document_m != document_n:
+        for i in range(T):
+            for j in range(i):
+                m, n = blocks.block_of_token_BT[b, [i, j]].tolist()
+                if min(m, n) < 0 or blocks.document_of_block_BN[b, m] != blocks.document_of_block_BN[b, n]:
                     continue
-                if model.reach_blocks is not None and m - n > model.reach_blocks:
+                if model.window_tokens is not None and i - j >= model.window_tokens:
                     continue
-                asks, answers = mean_of_block(model.query, m).tolist(), mean_of_block(model.key, n).tolist()
+                asks, answers = vectors(model.query, x_BTE[b, i]), vectors(model.key, x_BTE[b, j])
                 score = 0.0
-                for d in range(3):  # rank 6: three pairs of coordinates, as complex numbers
-                    turned = cmath.rect(1, (m - n) / 1000 ** (d / 3))
-                    product = complex(asks[d], asks[d + 3]) * turned * complex(answers[d], -answers[d + 3])
-                    score += product.real
-                scores_BNN[b, m, n] = model.scale * score
+                for head in range(4):
+                    turns = [cmath.rect(1, (i - j) * float(speed)) for speed in model.speed_KC[head // 2]]
+                    pairs = zip(asks[head], turns, answers[head // 2], strict=True)
+                    product = sum((ask * turn * answer.conjugate()).real for ask, turn, answer in pairs)
+                    score += max(model.scale * product, 0) / 4
+                scores_BNN[b, m, n] = max(float(scores_BNN[b, m, n]), score)
     return scores_BNN
 
 
 @pytest.mark.parametrize("block_tokens", [4, 5, 64])
-@pytest.mark.parametrize("reach_blocks", [None, 1])
-def test_pair_scores(block_tokens: int, reach_blocks: int | None) -> None:
-    model = predictor(reach_blocks)
+@pytest.mark.parametrize("window_tokens", [None, 5])
+def test_pair_scores(block_tokens: int, window_tokens: int | None) -> None:
+    model = predictor(window_tokens)
     x_BTE, blocks = batch(block_tokens=block_tokens)
     with torch.no_grad():
         truth = by_the_formula(model, x_BTE, blocks)
-        torch.testing.assert_close(model.pair_scores(x_BTE, blocks), truth, rtol=1e-5, atol=1e-5)
-    assert truth.count_nonzero() == blocks.seen(reach_blocks).sum()
+    torch.testing.assert_close(model.pair_scores(x_BTE, blocks), truth, rtol=1e-5, atol=1e-5)
+    assert truth.count_nonzero() > 0.5 * blocks.seen(model.reach_blocks(blocks)).sum()
 
 
 @pytest.mark.parametrize("column", ["mean", "sum"])
@@ -79,7 +91,7 @@ def test_columns_are_pooled_as_those_of_exact_scores(column: str) -> None:
     pairs_BNN = model.pair_scores(x_BTE, blocks)
     scores_BN = model.scores(x_BTE, blocks, column=column)  # type: ignore[arg-type]
     counts_BN = blocks.seen().sum(dim=1).clamp(min=1) if column == "mean" else 1
-    torch.testing.assert_close(scores_BN, pairs_BNN.detach().sum(dim=1) / counts_BN)
+    torch.testing.assert_close(scores_BN, pairs_BNN.sum(dim=1) / counts_BN)
     assert not scores_BN.requires_grad
     assert scores_BN.dtype == torch.float32
 
@@ -102,11 +114,11 @@ def test_sequences_do_not_look_at_each_other() -> None:
         torch.testing.assert_close(model.scores(x_BTE[b : b + 1], alone, column="mean")[0], scores_BN[b])
 
 
-def test_gradients_reach_every_weight_and_half_precision_streams_are_taken() -> None:
+def test_half_precision_streams_are_taken() -> None:
     model = predictor()
     x_BTE, blocks = batch()
-    model.pair_scores(x_BTE.bfloat16(), blocks).sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    half = model.scores(x_BTE.bfloat16(), blocks, column="mean")
+    torch.testing.assert_close(half, model.scores(x_BTE, blocks, column="mean"), rtol=0.1, atol=0.02)
 
 
 def test_predictors_by_layer() -> None:

@@ -31,7 +31,7 @@ def test_round_trip(tmp_path: Path, saved: Stored) -> None:
     assert not any(parameter.requires_grad for parameter in again.predictors.parameters())
     assert (again.settings, again.extra) == (saved.settings, {"thresholds": {"2": 0.5}})
     assert again.reports[2].recall == saved.reports[2].recall == again.lowest_recall
-    assert again.predictors[2].reach_blocks is None
+    assert again.predictors[2].window_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_damage_is_told(tmp_path: Path, saved: Stored, damage: str) -> None:
         case "no JSON":
             description.write_text("{")
         case "another format":
-            description.write_text(json.dumps({**fields, "format": 2}))
+            description.write_text(json.dumps({**fields, "format": 1}))
         case "other shapes":
-            fields["layers"]["2"]["shape"]["rank"] = 3
+            fields["layers"]["2"]["shape"]["head_size"] = 2
             description.write_text(json.dumps(fields))
         case "key gone":
             del fields["layers"]
             description.write_text(json.dumps(fields))
-    says = "has format 2; this version reads 1" if damage == "another format" else "holds no usable predictors"
+    says = "has format 1; this version reads 2" if damage == "another format" else "holds no usable predictors"
     with pytest.raises(PredictorsMismatch, match=says):
         store.load(folder, fingerprint=FINGERPRINT)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from jenga_core.config import JengaConfig
-from jenga_core.service.accounts.keys import create_team
+from jenga_core.service.accounts.teams import create_team
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import BaseModelEntry, Job, StoredFile
 from jenga_core.service.db.session import Database
@@ -16,6 +17,17 @@ from jenga_core.service.ids import new_id
 from jenga_core.service.jobs import lifecycle
 from jenga_core.service.jobs.state import JobState
 from jenga_core.service.settings import Settings
+
+MODEL_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+}
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,12 @@ class Seed:
 
 
 def seed(database: Database, settings: Settings, *, rows: bytes = b'{"text": "hello"}\n') -> Seed:
-    """A team, a model entry (with an empty folder) and a stored training file."""
+    """A team, a model entry (a folder with a config but no weights) and a stored training file."""
     file_id = new_id("file-")
     with FileStore(settings).writing(file_id) as file:
         file.write(rows)
     model = f"tiny-{secrets.token_hex(3)}"
-    settings.folder("models", model)
+    (settings.folder("models", model) / "config.json").write_text(json.dumps(MODEL_CONFIG))
     with database.writing() as session:
         team = create_team(session, f"team-{secrets.token_hex(3)}")
         session.add(
@@ -85,9 +97,13 @@ def submit_job(database: Database, seeded: Seed, **columns: Any) -> str:
         return lifecycle.submit(session, new_job(seeded, **columns)).id
 
 
-def force(database: Database, job_id: str, state: JobState, *, token: str | None = None, lease: float = 60) -> None:
+def force(
+    database: Database, job_id: str, state: JobState, *, token: str | None = None, lease: float = 60, **columns: Any
+) -> None:
     """Put a job into a state behind the lifecycle's back, held by `token` for `lease` seconds when one is given."""
     with database.writing() as session:
         job = session.get_one(Job, job_id)
         job.state, job.lease_token = state, token
         job.lease_expires_at = database_now() + lease if token else None
+        for name, value in columns.items():
+            setattr(job, name, value)

@@ -11,14 +11,20 @@ from sqlalchemy.orm import Session
 from jenga_core.config import JengaConfig
 from jenga_core.service.db.models import (
     BaseModelEntry,
+    Device,
+    DeviceLease,
     Job,
     JobEvent,
     JobMemory,
     JobMetric,
     JobSelection,
+    PredictorEntry,
     StoredFile,
     Team,
+    Worker,
 )
+from jenga_core.service.files.store import FileStore
+from jenga_core.service.settings import Settings
 
 RUNNING, SUCCEEDED, FAILED, QUEUED = (
     f"ftjob-{name}0000000000000000" for name in ("running", "success", "failing", "waiting")
@@ -26,7 +32,20 @@ RUNNING, SUCCEEDED, FAILED, QUEUED = (
 HOSTILE = "<img src=x onerror=alert(1)>"
 """Text that must arrive on the page as text."""
 
+ROWS = b'{"text": "the first document"}\n{"text": "the second document"}\n'
+FILES = (
+    ("training", "train.jsonl", "fine-tune", len(ROWS)),
+    ("heldout", "heldout.jsonl", "fine-tune", len(ROWS)),
+    ("metrics", "metrics.csv", "fine-tune-results", 2_113),
+    ("adapter", "adapter.tar.gz", "fine-tune-results", 1_873_211),
+)
+"""Name, file name, purpose, size; only the first two have bytes (`write_files`)."""
+
 LAYERS, BLOCKS = 30, 16
+PREDICTOR_LAYERS = {
+    "15": {"recall": 0.917, "precision": 0.92, "chance": 0.4},
+    "16": {"recall": 0.96, "precision": 0.95, "chance": 0.4},
+}
 
 
 def seed(session: Session, team: Team) -> None:
@@ -45,13 +64,13 @@ def seed(session: Session, team: Team) -> None:
             created_at=now,
         )
     )
-    for name, size in (("metrics", 2_113), ("adapter", 1_873_211)):
+    for name, filename, purpose, size in FILES:
         session.add(
             StoredFile(
                 id=f"file-{name}",
                 team_id=team.id,
-                purpose="fine-tune-results",
-                filename={"metrics": "metrics.csv", "adapter": "adapter.tar.gz"}[name],
+                purpose=purpose,
+                filename=filename,
                 bytes=size,
                 status="processed",
                 created_at=now,
@@ -78,6 +97,8 @@ def seed(session: Session, team: Team) -> None:
             "held_out_before": {"loss": 2.5113, "tokens": 8_190},
             "held_out_after": {"loss": 2.2047, "tokens": 8_190},
             "warnings": ["2 rows were cut to 2048 tokens"],
+            "thresholds": {"15": 0.0125, "16": 0.02},
+            "predictors": {"layers": PREDICTOR_LAYERS},
         },
     )
     error = {"code": "user_error", "message": f"Row 7 could not be read: {HOSTILE}", "param": None}
@@ -89,8 +110,41 @@ def seed(session: Session, team: Team) -> None:
     session.flush()
     for job in (running, succeeded):
         _training(session, job)
-    _event(session, failed, 1, "error", error["message"])
-    _event(session, queued, 1, "info", f"Created fine-tuning job: {QUEUED}")
+    _predictor_and_device(session, team, now)
+    add_event(session, failed, 1, "error", error["message"])
+    add_event(session, queued, 1, "info", f"Created fine-tuning job: {QUEUED}")
+
+
+def write_files(settings: Settings) -> None:
+    """The bytes of the files that jobs train on."""
+    for name in ("training", "heldout"):
+        with FileStore(settings).writing(f"file-{name}") as file:
+            file.write(ROWS)
+
+
+def _predictor_and_device(session: Session, team: Team, now: float) -> None:
+    session.add(
+        PredictorEntry(
+            id="predictor-1",
+            team_id=team.id,
+            base_model="smollm2-135m",
+            fingerprint="0" * 64,
+            folder="predictor-1",
+            job_id=SUCCEEDED,
+            settings={"block_tokens": 64},
+            report={"parameters": 190_000, "parameter_fraction": 0.0014, "layers": PREDICTOR_LAYERS},
+            created_at=now,
+        )
+    )
+    session.add(Worker(id="worker-1", host="here", pid=1, versions={"torch": "2"}, started_at=now, heartbeat_at=now))
+    session.flush()
+    memory = {"memory_bytes": 80 * 2**30, "memory_used_bytes": 31 * 2**30}
+    foreign = [{"pid": 77, "name": "python", "memory_bytes": 10**9}]
+    session.add(
+        Device(uuid="GPU-1", worker_id="worker-1", kind="cuda", name="A GPU", foreign_processes=foreign, **memory)
+    )
+    session.flush()
+    session.add(DeviceLease(device_uuid="GPU-1", job_id=RUNNING, token="-", since=now))
 
 
 def _job(job_id: str, team: Team, created_at: float, **values: Any) -> Job:
@@ -127,7 +181,7 @@ def _training(session: Session, job: Job) -> None:
         )
     messages = ("Created fine-tuning job", "Stage prepare", "Stage finetune", "2 rows were cut to 2048 tokens")
     for seq, message in enumerate(messages, start=1):
-        _event(session, job, seq, "warn" if "cut" in message else "info", message)
+        add_event(session, job, seq, "warn" if "cut" in message else "info", message)
 
 
 def add_step(session: Session, job_id: str, step: int, created_at: float) -> None:
@@ -157,7 +211,8 @@ def add_step(session: Session, job_id: str, step: int, created_at: float) -> Non
         )
 
 
-def _event(session: Session, job: Job, seq: int, level: str, message: str) -> None:
+def add_event(session: Session, job: Job, seq: int, level: str, message: str) -> None:
+    """The next event of a job."""
     job.event_seq = seq
     session.add(
         JobEvent(

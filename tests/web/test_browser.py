@@ -2,126 +2,59 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import threading
+import json
+import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
-import uvicorn
 from sqlalchemy import update
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
-from api.app import create_app
+from jenga_core.service.accounts import teams
+from jenga_core.service.accounts.keys import Scope, create_key
 from jenga_core.service.db.models import Job
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
 from tests.web import seed
+from tests.web.server import CHROMIUM, NO_CHROMIUM, Server
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-from playwright.sync_api import Browser, Page, expect  # noqa: E402 - skipped above where missing
+from playwright.sync_api import expect  # noqa: E402 - skipped above where missing
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-# A root user cannot run the sandbox; the rest keeps the browser from calling home.
-FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync", "--no-sandbox"]
-MOUNT = "/tools/jenga"
+from tests.web.visits import Visit, fits  # noqa: E402 - it imports playwright
 
 wide_and_narrow = pytest.mark.parametrize("visit", ["wide", "narrow"], indirect=True)
 
 pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no chromium on PATH (Debian: apt-get install chromium; or set CHROMIUM)"
-    ),
+    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
     pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
 ]
 
 
-class Server:
-    """uvicorn in a thread, on a port that stays the same over stop and start."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.app = Starlette(routes=[Mount(MOUNT, create_app(settings))])
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}{MOUNT}/"
-
-    def start(self) -> None:
-        """Serve; returns once connections are taken."""
-        config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=self.port, ws="none", log_level="error", lifespan="off"
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + 30
-        while not self._server.started:
-            assert self._thread.is_alive(), "uvicorn ended before it served"
-            assert time.monotonic() < deadline, "uvicorn did not start within 30 s"
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """Stop serving and wait until the port is free."""
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join(timeout=30)
-        assert not self._thread.is_alive()
-
-
-@dataclass
-class Visit:
-    """A page, and what its console complained about."""
-
-    page: Page
-    server: Server
-    complaints: list[str] = field(default_factory=list)
-
-    def open(self, path: str = "") -> None:
-        """Go to a path below the mount."""
-        self.page.goto(self.server.url + path)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def server(settings: Settings, keys: tuple[str, str]) -> Iterator[Server]:
-    server = Server(settings)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def visit(request: pytest.FixtureRequest, browser: Browser, server: Server, keys: tuple[str, str]) -> Iterator[Visit]:
-    """A logged-in browser, wide and light, or narrow and dark."""
-    narrow = getattr(request, "param", "wide") == "narrow"
-    context = browser.new_context(
-        viewport={"width": 400 if narrow else 1280, "height": 900}, color_scheme="dark" if narrow else "light"
-    )
-    context.set_default_timeout(20_000)
-    expect.set_options(timeout=20_000)
-    visit = Visit(context.new_page(), server)
-    visit.page.on("console", lambda message: visit.complaints.append(message.text) if message.type == "error" else None)
-    visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
-    visit.open()
-    visit.page.get_by_label("API key").fill(keys[0])
-    visit.page.get_by_role("button", name="Log in").click()
-    yield visit
-    context.close()
-    assert visit.complaints == []
-
-
 @wide_and_narrow
-def test_the_list_follows_a_job_and_outlives_the_server(visit: Visit, database: Database) -> None:
+def test_every_page_is_filled_fits_and_has_no_serious_fault(visit: Visit) -> None:
+    """Axe looks at each page as a reader finds it, once its data has come."""
+    filled = {
+        "": "4 jobs",
+        f"jobs/{seed.RUNNING}": "Held-out loss 2.500 at step 0",
+        f"jobs/{seed.FAILED}": "Failed in stage prepare",
+        "jobs/new": "Every other setting",
+        f"compare?job={seed.RUNNING}&job={seed.SUCCEEDED}": "held-out loss, now",
+        "compare": "Two jobs make a comparison",
+        "predictors": "Recall 92% or more",
+        "fleet": "held by",
+        "keys": "in use here",
+        "jobs/none": "No such job",
+    }
+    for path, words in filled.items():
+        visit.open(path)
+        expect(visit.page.locator("main")).to_contain_text(words)
+        assert visit.serious_faults() == [], path
+        assert fits(visit.page), path
+    visit.complaints[:] = [text for text in visit.complaints if "404" not in text]  # jobs/none, as asked
+
+
+def test_the_list_follows_a_job_and_outlives_the_server(visit: Visit, server: Server, database: Database) -> None:
     page = visit.page
     expect(page.get_by_role("table").get_by_role("row")).to_have_count(5)
     row = page.get_by_role("row").filter(has_text=seed.RUNNING)
@@ -129,35 +62,75 @@ def test_the_list_follows_a_job_and_outlives_the_server(visit: Visit, database: 
     expect(row).to_contain_text("finetune")
     expect(row).to_contain_text("7 / 12")
     expect(row).to_contain_text("2.2")
-    assert _fits(page)
+    expect(row).to_contain_text("121 MB")
+    expect(row).to_contain_text("5.3\N{MULTIPLICATION SIGN} less")
+    assert fits(page)
 
     row.get_by_role("link").focus()
     _advance(database, step=8)
     expect(row).to_contain_text("8 / 12")
     expect(row.get_by_role("link")).to_be_focused()
 
-    visit.server.stop()
+    server.stop()
     expect(page.locator("#connection")).to_have_text("Reconnecting…")
     expect(row).to_contain_text("8 / 12")
-    visit.server.start()
+    server.start()
     expect(page.locator("#connection")).to_have_text("")
     visit.complaints[:] = [text for text in visit.complaints if "ERR_CONNECTION_REFUSED" not in text]
 
 
-@wide_and_narrow
+def test_jobs_are_found_filtered_sorted_and_picked(visit: Visit) -> None:
+    page = visit.page
+    rows = page.locator("#jobs tbody tr")
+    expect(rows).to_have_count(4)
+    page.get_by_label("Search").fill("smollm2 succ")
+    expect(rows).to_have_count(1)
+    expect(page.locator("#count")).to_have_text("1 of 4 jobs")
+    page.get_by_label("Search").fill("nothing like it")
+    expect(page.get_by_text("No job matches.")).to_be_visible()
+    page.get_by_role("button", name="Show all jobs").click()
+    expect(rows).to_have_count(4)
+
+    page.get_by_role("radio", name="failed 1").check(force=True)
+    expect(rows).to_have_count(1)
+    expect(rows.first).to_contain_text(seed.FAILED)
+    page.reload()  # the address remembers
+    expect(rows).to_have_count(1)
+    page.get_by_role("radio", name="all 4").check(force=True)
+
+    page.get_by_role("button", name="Loss").click()
+    expect(page.locator("th[aria-sort=descending]")).to_contain_text("Loss")
+    expect(rows.first).to_contain_text(seed.RUNNING)
+    page.get_by_role("button", name="Loss").click()
+    expect(rows.first).to_contain_text(seed.SUCCEEDED)
+    expect(rows.nth(2)).not_to_contain_text("2.")  # jobs without a loss come last either way
+
+    for job_id in (seed.RUNNING, seed.SUCCEEDED):
+        page.get_by_label(f"Pick {job_id}").check()
+    page.get_by_role("link", name="Compare 2 jobs").click()
+    expect(page.locator("#measured")).to_contain_text("5.3\N{MULTIPLICATION SIGN} less")
+    expect(page.locator("#heldout-chart .trace")).to_have_count(2)
+    page.get_by_role("button", name=f"Take {seed.RUNNING} out").click()
+    expect(page.get_by_role("heading", name="Two jobs make a comparison")).to_be_visible()
+    page.get_by_label("Add a job").select_option(seed.FAILED)
+    expect(page.locator("#settings")).to_contain_text("They are all the same.")
+
+
 def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database) -> None:
     page = visit.page
     page.get_by_role("link", name=seed.RUNNING).click()
     expect(page.locator("#state")).to_have_text("running finetune")
-    expect(page.locator("#loss-chart .scatterlayer .trace")).to_have_count(2)
+    expect(page.locator("#stages [aria-current=step]")).to_have_text("finetune")
+    expect(page.locator("#loss-chart .scatterlayer .trace")).to_have_count(3)
     expect(page.locator("#loss-summary")).to_contain_text("Held-out loss 2.500 at step 0, 2.354 at step 4.")
     expect(page.locator("#memory-summary")).to_have_text(
         "Activations saved for backward: 121 MB instead of 640 MB (5.3\N{MULTIPLICATION SIGN} less)."
     )
-    expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(1)
+    expect(page.locator("#memory-phases .track")).to_have_count(2)
+    expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(2)
     expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 15.")
     expect(page.locator("#events li").first).to_contain_text("warning2 rows were cut")
-    assert _fits(page)
+    assert fits(page)
 
     slider = page.get_by_label("Step", exact=True)
     slider.press("Home")
@@ -165,23 +138,30 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     _advance(database, step=8)
     expect(page.locator("#loss-summary")).to_contain_text("at step 8")
     expect(page.locator("#selection-summary")).to_contain_text("Step 1:")  # a reader looking back is left in peace
-    slider.press("End")
+    expect(page.locator("#events li").first).to_contain_text("Step 8 came")
+    page.get_by_role("button", name="Play").click()
     expect(page.locator("#selection-at")).to_have_text("8 (latest)")
+    expect(page.get_by_role("button", name="Play")).to_be_visible()  # it stops at the end
 
 
-def test_a_job_that_ended_offers_its_files(visit: Visit) -> None:
+def test_a_job_that_ended_offers_its_files_and_tells_its_layers(visit: Visit) -> None:
     visit.open(f"jobs/{seed.SUCCEEDED}")
-    link = visit.page.get_by_role("link", name="adapter.tar.gz")
-    expect(link).to_have_attribute("href", f"{visit.server.url}v1/files/file-adapter/content")
-    expect(visit.page.get_by_role("button", name="Cancel job")).to_be_hidden()
-    expect(visit.page.locator("#results")).to_contain_text("ft:smollm2-135m:default::success")
-    expect(visit.page.locator("#results")).to_contain_text("held out after loss2.2047")
-    expect(visit.page.locator("#results")).to_contain_text("activation121 MB")
+    page = visit.page
+    link = page.get_by_role("link", name="adapter.tar.gz")
+    expect(link).to_have_attribute("href", f"{visit.url}v1/files/file-adapter/content")
+    for name in ("Cancel job", "Pause", "Resume", "Stop and save"):
+        expect(page.get_by_role("button", name=name)).to_be_hidden()
+    expect(page.locator("#results")).to_contain_text("ft:smollm2-135m:default::success")
+    expect(page.locator("#layers-summary")).to_contain_text("Predictors recall 92% or more")
+    expect(page.locator("#layers tbody tr")).to_have_count(2)
+    expect(page.locator("#layers tbody tr").first).to_contain_text("0.0125")
 
 
-def test_a_failed_job_says_why_and_its_words_stay_words(visit: Visit) -> None:
+def test_what_failed_says_why_and_in_which_stage(visit: Visit) -> None:
     visit.open(f"jobs/{seed.FAILED}")
-    expect(visit.page.locator("#failure")).to_contain_text(f"Row 7 could not be read: {seed.HOSTILE}")
+    failure = visit.page.locator("#failure")
+    expect(failure).to_contain_text("Failed in stage prepare (user_error)")
+    expect(failure).to_contain_text(seed.HOSTILE)
     expect(visit.page.locator("#events")).to_contain_text(seed.HOSTILE)
     assert visit.page.locator("img[src=x]").count() == 0
 
@@ -199,26 +179,121 @@ def test_cancelling_asks_first(visit: Visit, database: Database) -> None:
     assert _state(database, seed.QUEUED) == "cancelled"
 
 
+def test_a_waiting_job_is_paused_and_resumed(visit: Visit, database: Database) -> None:
+    page = visit.page
+    visit.open(f"jobs/{seed.QUEUED}")
+    expect(page.locator("#waiting")).to_contain_text("in the queue")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#state")).to_have_text("paused validate")
+    assert _state(database, seed.QUEUED) == "paused"
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#state")).to_have_text("queued")
+
+
+def test_what_cannot_be_done_now_is_said(visit: Visit, database: Database) -> None:
+    page = visit.page
+    visit.open(f"jobs/{seed.RUNNING}")
+    expect(page.locator("#state")).to_contain_text("running")
+    with database.writing() as session:
+        session.execute(update(Job).where(Job.id == seed.RUNNING).values(state="succeeded"))
+    page.get_by_role("button", name="Cancel job").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    expect(page.locator("#failure")).to_contain_text("Cancelling did not work: ")
+    visit.complaints[:] = [text for text in visit.complaints if "409" not in text]
+
+
+def test_a_bad_file_is_shown_row_by_row_corrected_and_submitted(visit: Visit, tmp_path: Path) -> None:
+    page, path = visit.page, tmp_path / "train.jsonl"
+    good = [json.dumps({"text": f"Document {number}"}) for number in range(6)]
+    path.write_text("\n".join([*good[:4], '{"text": 5}', good[5]]))
+    page.get_by_role("link", name="New job").first.click()
+    page.get_by_label("Upload…").first.set_input_files(path)
+    picker = page.locator("#training_file")
+    expect(picker.locator(".said")).to_contain_text("train.jsonl was not accepted: Row 5: 'text' must be a string")
+    wrong = picker.locator("tr.wrong")
+    expect(wrong).to_have_count(1)
+    expect(wrong).to_contain_text("5")
+    expect(wrong).to_contain_text('{"text": 5}')
+    page.get_by_role("button", name="Submit job").click()
+    expect(page.get_by_role("alert")).to_have_text("Choose a training file first, or upload one.")
+
+    path.write_text("\n".join(good))
+    page.get_by_label("Upload…").first.set_input_files(path)
+    expect(picker.locator(".said")).to_contain_text("every row can be read")
+    expect(picker.locator("tr.wrong")).to_have_count(0)
+    page.get_by_label("Context, tokens").fill("3")
+    page.get_by_role("button", name="Submit job").click()
+    expect(page.get_by_role("alert")).to_contain_text("context_length_tokens")
+    expect(page.get_by_label("Context, tokens")).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_label("Context, tokens")).to_be_focused()
+    page.get_by_label("Context, tokens").fill("64")
+    page.get_by_role("button", name="Submit job").click()
+    expect(page).to_have_url(re.compile(r"/jobs/ftjob-\w+$"))
+    expect(page.locator("#state")).to_have_text("queued")
+    expect(page.locator("#config")).to_contain_text("64 tokens")
+    visit.complaints[:] = [text for text in visit.complaints if "400" not in text]
+
+
+def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit) -> None:
+    visit.open(f"jobs/{seed.SUCCEEDED}")
+    visit.page.get_by_role("link", name="Clone").click()
+    page = visit.page
+    expect(page.locator("#origin")).to_have_text(f"with the settings of {seed.SUCCEEDED}")
+    expect(page.get_by_label("Context, tokens")).to_have_value("1024")
+    expect(page.get_by_label("Steps at most")).to_have_value("12")
+    expect(page.get_by_label("Blocks kept")).to_have_value("0.4")
+    expect(page.locator("#training_file-pick")).to_have_value("file-training")
+    expect(page.locator("#training_file .rows")).to_contain_text("the second document")
+    expect(page.locator('[data-path="selection.block_tokens"]')).to_have_value("")  # the preset's own
+
+
+def test_a_key_is_shown_once_and_revoked(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("link", name="Keys").click()
+    page.get_by_label("Name").fill("robot")
+    page.get_by_role("button", name="Make the key").click()
+    secret = page.get_by_label("The new key", exact=True)
+    expect(secret).to_have_value(re.compile("jenga_[0-9a-f]+_[0-9a-f]+"))
+    page.get_by_role("button", name="I have it").click()
+    expect(secret).to_be_hidden()
+    page.get_by_role("button", name="Revoke robot").click()
+    page.get_by_role("button", name="Revoke key").click()
+    expect(page.get_by_role("row").filter(has_text="robot")).to_contain_text("revoked")
+
+
+def test_a_key_that_may_only_read_makes_none(visit: Visit, settings: Settings, database: Database) -> None:
+    with database.writing() as session:
+        team = teams.get_or_create_team(session, "seeded")
+        key = create_key(session, team, "reader", pepper=settings.pepper, scopes=[Scope.READ])
+    visit.page.get_by_role("button", name="Log out").click()
+    visit.log_in(key)
+    visit.page.get_by_role("link", name="Keys").click()
+    expect(visit.page.locator("#no-admin")).to_be_visible()
+    expect(visit.page.get_by_role("button", name="Make the key")).to_be_hidden()
+    expect(visit.page.get_by_role("button", name="Revoke")).to_have_count(0)
+
+
 @wide_and_narrow
-def test_without_jobs_the_list_teaches_the_first_one(visit: Visit, keys: tuple[str, str]) -> None:
+def test_without_anything_the_pages_teach_the_first_step(visit: Visit, keys: tuple[str, str]) -> None:
     page = visit.page
     page.get_by_role("button", name="Log out").click()
     page.get_by_label("API key").fill(keys[1])
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
-    expect(page.locator("#empty")).to_contain_text(f'OpenAI(base_url="{visit.server.url}v1"')
-    assert _fits(page)
-
-
-def _fits(page: Page) -> bool:
-    """Nothing makes the page scroll sideways."""
-    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+    expect(page.locator("#empty")).to_contain_text(f'OpenAI(base_url="{visit.url}v1"')
+    assert fits(page)
+    assert visit.serious_faults() == []
+    visit.open("predictors")
+    expect(page.get_by_role("heading", name="No predictors yet")).to_be_visible()
+    assert visit.serious_faults() == []
 
 
 def _advance(database: Database, *, step: int) -> None:
     with database.writing() as session:
         seed.add_step(session, seed.RUNNING, step, time.time())
-        session.execute(update(Job).where(Job.id == seed.RUNNING).values(step=step))
+        job = session.get_one(Job, seed.RUNNING)
+        job.step = step
+        seed.add_event(session, job, job.event_seq + 1, "info", f"Step {step} came")
 
 
 def _state(database: Database, job_id: str) -> str:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import update
 
+from jenga_core.config import JengaConfig
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import ApiKey
 from jenga_core.service.db.session import Database
 from tests.web.conftest import Site
 from tests.web.seed import RUNNING
 
+PATHS = ("/", "/jobs/new", f"/jobs/{RUNNING}", "/compare", "/predictors", "/fleet", "/keys")
+
 
 def test_pages_ask_for_the_key_first(site: Site) -> None:
-    for path, login in (("/", "./login"), (f"/jobs/{RUNNING}", f"../login?next=jobs/{RUNNING}")):
+    for path, login in (
+        ("/", "./login"),
+        (f"/jobs/{RUNNING}", f"../login?next=jobs/{RUNNING}"),
+        ("/jobs/new?from=ftjob-1", "../login?next=jobs/new%3Ffrom%3Dftjob-1"),
+        ("/compare?job=a&job=b", "./login?next=compare%3Fjob%3Da%26job%3Db"),
+        ("/predictors", "./login?next=predictors"),
+        ("/fleet", "./login?next=fleet"),
+        ("/keys", "./login?next=keys"),
+    ):
         response = site.client.get(path, follow_redirects=False)
         assert (response.status_code, response.headers["location"]) == (303, login)
     assert "API key" in site.client.get("/").text
@@ -50,10 +63,14 @@ def test_a_wrong_key_is_refused_and_not_repeated(site: Site, key: str) -> None:
 
 def test_login_goes_on_to_the_job_that_was_asked_for_and_nowhere_else(site: Site) -> None:
     for asked, given in (
-        (f"jobs/{RUNNING}", f"jobs/{RUNNING}"),
+        (f"jobs/{RUNNING}", f"./jobs/{RUNNING}"),
+        ("compare?job=ftjob-1&job=ftjob-2", "./compare?job=ftjob-1&job=ftjob-2"),
+        ("keys", "./keys"),
+        ("?after=ftjob-1", "./?after=ftjob-1"),
         ("https://evil.example", "./"),
         ("//evil.example", "./"),
         ("jobs/../../x", "./"),
+        ("keys?next=//evil.example", "./"),
     ):
         response = site.client.post("/login", data={"key": site.key, "next": asked}, follow_redirects=False)
         assert response.headers["location"] == given
@@ -98,7 +115,7 @@ def test_another_teams_job_is_missing(site: Site) -> None:
         assert "<b>" not in response.text
 
 
-@pytest.mark.parametrize("path", ["/", f"/jobs/{RUNNING}", "/jobs/none", "/login"])
+@pytest.mark.parametrize("path", [*PATHS, "/jobs/none", "/login"])
 def test_every_page_forbids_foreign_and_inline_scripts(site: Site, path: str) -> None:
     site.log_in()
     response = site.client.get(path)
@@ -112,7 +129,7 @@ def test_every_page_forbids_foreign_and_inline_scripts(site: Site, path: str) ->
     assert page.unresolved == []
 
 
-@pytest.mark.parametrize("path", ["/", f"/jobs/{RUNNING}", "/jobs/none", "/login"])
+@pytest.mark.parametrize("path", [*PATHS, "/jobs/none", "/login"])
 def test_pages_work_below_any_path(site: Site, path: str) -> None:
     """Every URL is relative, and leads to something when followed from the page's own address."""
     site.log_in()
@@ -121,6 +138,23 @@ def test_pages_work_below_any_path(site: Site, path: str) -> None:
         target = site.client.base_url.join(path).join(url)
         if target.path != "/logout":
             assert site.client.get(target).status_code == 200, url
+
+
+def test_the_form_of_a_new_job_asks_for_every_setting_once(site: Site) -> None:
+    """All of JengaConfig, with its docstrings as help: a setting that is added appears by itself."""
+    site.log_in()
+    page = site.client.get("/jobs/new").text
+    for path in _paths(JengaConfig.preset("jenga-paper", rope={"type": "yarn"}).model_dump(mode="json")):
+        assert page.count(f'data-path="{path}"') == 1, path
+    assert "Blocks start at each document&#39;s first token." in page
+
+
+def _paths(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 class _Page(HTMLParser):

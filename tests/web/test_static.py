@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import api
+from api.web import modules
 from tests.web.conftest import Site
 from tests.web.seed import RUNNING
 
@@ -58,3 +59,22 @@ def test_sources_name_no_other_host_and_build_no_html() -> None:
         assert not re.search(r"https?://|//cdn|@import", text), path.name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), path.name
         assert "|safe" not in text, path.name
+
+
+def test_a_page_announces_every_module_behind_its_script() -> None:
+    behind = modules.imported_by("job.js")
+    assert len(behind) == len(set(behind)) and {"api.js", "chart.js", "format.js"} <= set(behind)
+    imported = [
+        name for path in modules.STATIC.glob("*.js") for name in re.findall(r'from "\./([^"]+)"', path.read_text())
+    ]
+    pages = [path.name for path in modules.STATIC.glob("*.js") if path.name not in imported]
+    found = {name for page in pages for name in modules.imported_by(page)}
+    assert found == set(imported)
+
+
+@on_sqlite
+def test_announced_modules_are_in_the_page(site: Site) -> None:
+    site.log_in()
+    page = site.client.get(f"/jobs/{RUNNING}").text
+    assert '<link rel="modulepreload" href="../static/chart.js">' in page
+    assert page.count('<script type="module" src="../static/job.js"></script>') == 1

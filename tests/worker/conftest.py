@@ -10,7 +10,9 @@ import pytest
 
 from jenga_core.service.db.models import Job
 from jenga_core.service.db.session import Database
+from jenga_core.service.fleet.registration import Report
 from jenga_core.service.settings import Settings
+from tests.support.fleet import join_fleet
 from tests.support.jobs import seed, submit_job
 from worker.stop import Stop
 from worker.supervisor import Supervisor
@@ -33,8 +35,14 @@ def stop() -> Iterator[Stop]:
 
 
 @pytest.fixture
-def supervisor(settings: Settings, database: Database, stop: Stop) -> Supervisor:
-    return Supervisor(settings, database, stop, command=FAKE_TRAINER, grace_seconds=1.0, tick_seconds=0.1)
+def worker_id(database: Database) -> str:
+    """A worker of the fleet with one CPU."""
+    return join_fleet(database, Report("CPU-1", "cpu", "test", 2**33))
+
+
+@pytest.fixture
+def supervisor(settings: Settings, database: Database, stop: Stop, worker_id: str) -> Supervisor:
+    return Supervisor(settings, database, stop, worker_id, command=FAKE_TRAINER, grace_seconds=1.0, tick_seconds=0.1)
 
 
 @pytest.fixture

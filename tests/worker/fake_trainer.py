@@ -18,12 +18,15 @@ import time
 from pathlib import Path
 
 from jenga_core.service.jobs.state import JobStage
+from tests.worker.fake_trainer_steps import STEADY_SECONDS, STEADY_STEPS
+from worker import watchdog
 from worker.protocol import (
     EVENTS_FD_VARIABLE,
-    EXIT_CANCELLED,
     EXIT_OK,
     EXIT_OUT_OF_MEMORY,
+    EXIT_STOPPED,
     EXIT_USER_ERROR,
+    FINISH_SIGNAL,
     CheckpointMessage,
     ErrorMessage,
     EventMessage,
@@ -44,6 +47,7 @@ HANG_SECONDS = 120
 
 pipe = os.fdopen(int(os.environ[EVENTS_FD_VARIABLE]), "w", buffering=1)
 stopping = threading.Event()
+finishing = threading.Event()
 
 
 def send(message: Message) -> None:
@@ -64,12 +68,19 @@ def train(spec: TrainerSpec, folder: Path, *, first_step: int = 0, upto: int = S
         (folder / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)
         send(CheckpointMessage(step=step, folder=f"step-{step}", metrics={"train_loss": loss}))
         if stopping.wait(pause_seconds):
-            sys.exit(EXIT_CANCELLED)
+            sys.exit(EXIT_STOPPED)
+        if finishing.is_set():
+            return
 
 
 def succeed(spec: TrainerSpec, folder: Path, *, pause_seconds: float = 0) -> int:
-    first_step = int(spec.resume_from.name.removeprefix("step-")) if spec.resume_from else 0
-    train(spec, folder, first_step=first_step, pause_seconds=pause_seconds)
+    first_step = int(spec.checkpoints[0].name.removeprefix("step-")) if spec.checkpoints else 0
+    upto = first_step if spec.finish and first_step else STEPS
+    train(spec, folder, first_step=first_step, upto=upto, pause_seconds=pause_seconds)
+    return publish(spec, folder, first_step)
+
+
+def publish(spec: TrainerSpec, folder: Path, first_step: int) -> int:
     for phase in ("dense_reference", "finetune"):
         numbers = {
             "states_bytes": 1,
@@ -93,17 +104,36 @@ def succeed(spec: TrainerSpec, folder: Path, *, pause_seconds: float = 0) -> int
     return EXIT_OK
 
 
+def steady(spec: TrainerSpec, folder: Path) -> int:
+    """Twelve steps whose loss tells the step alone, each with a checkpoint: what any number of attempts must add up
+    to."""
+    first_step = int(spec.checkpoints[0].name.removeprefix("step-")) if spec.checkpoints else 0
+    send(StageMessage(stage=JobStage.FINETUNE))
+    send(PlanMessage(total_steps=STEADY_STEPS, hyperparameters=spec.hyperparameters))
+    for step in range(first_step + 1, STEADY_STEPS + 1):
+        if stopping.wait(STEADY_SECONDS):
+            return EXIT_STOPPED
+        if finishing.is_set() and step > 1:
+            break
+        send(StepMessage(step=step, train_loss=3 / step, trained_tokens=step * 64))
+        (folder / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)
+        send(CheckpointMessage(step=step, folder=f"step-{step}", metrics={}))
+    return publish(spec, folder, first_step)
+
+
 def behave(word: str, spec: TrainerSpec, folder: Path) -> int:
     match word:
         case "succeed":
             return succeed(spec, folder)
         case "slow":
             return succeed(spec, folder, pause_seconds=0.3)
+        case "steady":
+            return steady(spec, folder)
         case "user_error":
             send(ErrorMessage(code="invalid_training_file", message="Row 2: no good", param="training_file"))
             return EXIT_USER_ERROR
         case "out_of_memory":
-            send(ErrorMessage(code="out_of_memory", message="needs 9 GiB, has 8"))
+            send(ErrorMessage(code="out_of_memory", message="needs 9 GiB, has 8", peak_bytes=9 * 2**30))
             return EXIT_OUT_OF_MEMORY
         case "raise":
             raise ValueError("the loss is not a number")
@@ -123,7 +153,7 @@ def behave(word: str, spec: TrainerSpec, folder: Path) -> int:
             return 3
         case "hang" | "hang_hard":
             send(EventMessage(message="hanging"))
-            return EXIT_CANCELLED if stopping.wait(HANG_SECONDS) else EXIT_OK
+            return EXIT_STOPPED if stopping.wait(HANG_SECONDS) else EXIT_OK
         case "leave_helper":
             helper = subprocess.Popen(
                 [sys.executable, "-c", f"import time; time.sleep({HANG_SECONDS})"], close_fds=False
@@ -151,6 +181,9 @@ def main() -> int:
     (folder / "trainer.pid").write_text(f"{os.getpid()} {os.getppid()}")
     ignored = word == "hang_hard"
     signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else lambda *_: stopping.set())
+    signal.signal(FINISH_SIGNAL, lambda *_: finishing.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [FINISH_SIGNAL])
+    watchdog.watch()
     return behave(word, spec, folder)
 
 

@@ -187,7 +187,8 @@ def test_a_second_attempt_goes_on_from_the_newest_checkpoint(
     assert job(job_id).state == JobState.SUCCEEDED
     assert job(job_id).report == {"score": "exact", "first_step": 2}
     spec = TrainerSpec.model_validate_json((settings.folder("jobs", job_id) / "spec.json").read_text())
-    assert spec.resume_from == settings.folder("jobs", job_id) / "checkpoints" / "step-2"
+    saved = settings.folder("jobs", job_id) / "checkpoints"
+    assert spec.checkpoints == [saved / "step-2", saved / "step-1"]
 
 
 def test_steps_that_are_repeated_are_written_over(

@@ -20,7 +20,7 @@ from worker.stages import prepare, train_predictors
 from worker.training_job import Reporter, Stopped, TrainingJob
 
 MakeJob = Callable[..., TrainingJob]
-PREDICTOR = {"hidden": 16, "rank": 4, "steps": 5}
+PREDICTOR = {"hidden": 16, "head_size": 4, "steps": 5}
 
 
 @pytest.fixture
@@ -44,7 +44,6 @@ def make_job(tmp_path: Path) -> Iterator[MakeJob]:
             config=config,
             hyperparameters={},
             seed=0,
-            resume_from=None,
         )
         folder = tmp_path / f"job-{len(jobs)}"
         folder.mkdir()

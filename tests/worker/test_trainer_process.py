@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from peft import PeftModel
 
 from jenga_core import JengaConfig
 from jenga_core.service.jobs.state import JobStage
 from tests.support.tiny import save_tiny_model, tiny_model
+from worker import watchdog
 from worker.protocol import (
     EVENTS_FD_VARIABLE,
-    EXIT_CANCELLED,
     EXIT_OK,
+    EXIT_STOPPED,
     EXIT_USER_ERROR,
+    FINISH_SIGNAL,
     Message,
     TrainerSpec,
     message_adapter,
 )
+from worker.watchdog import LEASE_FD_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_SECONDS = 240
@@ -41,10 +47,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """One trainer process and what it said."""
 
-    def __init__(self, folder: Path, spec: TrainerSpec) -> None:
+    def __init__(self, folder: Path, spec: TrainerSpec, *, lease: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "spec.json").write_text(spec.model_dump_json())
         reader, writer = os.pipe()
+        lease_reader, self.lease = os.pipe()
+        watched = {LEASE_FD_VARIABLE: str(lease_reader)} if lease else {}
         self.folder = folder
         self.messages: list[Message] = []
         self._lines = os.fdopen(reader, "rb")
@@ -55,10 +63,17 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[writer],
-                env={**os.environ, EVENTS_FD_VARIABLE: str(writer), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+                pass_fds=[writer, lease_reader],
+                env={
+                    **os.environ,
+                    **watched,
+                    EVENTS_FD_VARIABLE: str(writer),
+                    "HF_HUB_OFFLINE": "1",
+                    "OMP_NUM_THREADS": "1",
+                },
             )
         os.close(writer)
+        os.close(lease_reader)
 
     def read(self, until: Callable[[Message], bool] | None = None) -> None:
         """Messages up to one for which `until` holds, or to the end."""
@@ -80,6 +95,11 @@ class Run:
         return (self.folder / "stderr.log").read_text()
 
 
+def trained(run: Run) -> dict[int, float]:
+    """Training loss by step."""
+    return {step.step: step.train_loss for step in run.of_kind("step") if step.train_loss is not None}
+
+
 def make_spec(
     folder: Path, model_folder: Path, *, text: str = "the quick brown fox. " * 60, **jenga: Any
 ) -> TrainerSpec:
@@ -99,7 +119,6 @@ def make_spec(
         config=JengaConfig.parse({**given, "selection": {"block_tokens": 8}, **jenga}),
         hyperparameters={},
         seed=1,
-        resume_from=None,
     )
 
 
@@ -154,11 +173,10 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_curve(
     killed.process.kill()
     assert killed.wait() == -signal.SIGKILL
     checkpoint = killed.folder / "checkpoints" / killed.of_kind("checkpoint")[-1].folder
-    resumed = Run(tmp_path / "killed", spec.model_copy(update={"attempt": 2, "resume_from": checkpoint}))
+    resumed = Run(tmp_path / "killed", spec.model_copy(update={"attempt": 2, "checkpoints": [checkpoint]}))
     assert resumed.wait() == EXIT_OK, resumed.log()
 
-    losses = {step.step: step.train_loss for step in finished.of_kind("step") if step.train_loss is not None}
-    after = {step.step: step.train_loss for step in resumed.of_kind("step") if step.train_loss is not None}
+    losses, after = trained(finished), trained(resumed)
     assert min(after) == int(checkpoint.name.removeprefix("checkpoint-")) + 1
     assert after == {step: losses[step] for step in after}
     assert (resumed.folder / "output" / "metrics.csv").read_text() == (
@@ -193,12 +211,105 @@ def test_predictors_are_trained_when_asked_and_reused_by_the_next_job(tmp_path: 
     assert second.of_kind("result")[0].report["score"] == "predicted"
 
 
-def test_sigterm_stops_at_a_step_boundary(tmp_path: Path, model_folder: Path) -> None:
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
+    tmp_path: Path, model_folder: Path, finished: Run
+) -> None:
+    copied = tmp_path / "job"
+    shutil.copytree(finished.folder / "checkpoints", copied / "checkpoints")
+    newest, older = copied / "checkpoints" / "checkpoint-6", copied / "checkpoints" / "checkpoint-4"
+    content = bytearray((newest / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "optimizer.pt").write_bytes(content)
+    spec = make_spec(tmp_path, model_folder, selection=RANDOM).model_copy(update={"checkpoints": [newest, older]})
+    resumed = Run(copied, spec)
+    assert resumed.wait() == EXIT_OK, resumed.log()
+    assert any("checkpoint-6: optimizer.pt is " in event.message for event in resumed.of_kind("event"))
+    assert trained(resumed) == {step: loss for step, loss in trained(finished).items() if step > 4}
+
+
+def test_a_paused_job_goes_on_at_the_next_step_and_measures_nothing_again(
+    tmp_path: Path, model_folder: Path, finished: Run
+) -> None:
+    spec = make_spec(tmp_path, model_folder, selection=RANDOM, checkpoint_steps=1000)
+    paused = Run(tmp_path / "job", spec)
+    paused.read(until=lambda message: message.kind == "step" and message.step == 2)
+    paused.process.terminate()
+    assert paused.wait() == EXIT_STOPPED, paused.log()
+    assert not paused.of_kind("result")
+    (saved,) = paused.of_kind("checkpoint")
+    last = max(trained(paused))
+    assert saved.step == last
+    going_on = spec.model_copy(update={"checkpoints": [tmp_path / "job" / "checkpoints" / saved.folder]})
+    resumed = Run(tmp_path / "job", going_on)
+    assert resumed.wait() == EXIT_OK, resumed.log()
+    assert trained(paused) | trained(resumed) == trained(finished)
+    assert min(trained(resumed)) == last + 1
+    assert [message.phase for message in resumed.of_kind("memory")] == ["finetune"]
+    assert (resumed.folder / "output" / "metrics.csv").read_text() == (
+        finished.folder / "output" / "metrics.csv"
+    ).read_text()
+
+
+def test_a_job_that_is_stopped_finishes_with_what_is_trained(tmp_path: Path, model_folder: Path) -> None:
     run = Run(tmp_path / "job", make_spec(tmp_path, model_folder, max_steps=5000, checkpoint_steps=5000))
     run.read(until=lambda message: message.kind == "step" and message.step == 2)
-    run.process.terminate()
-    assert run.wait() == EXIT_CANCELLED, run.log()
-    assert not run.of_kind("result")
+    run.process.send_signal(FINISH_SIGNAL)
+    assert run.wait() == EXIT_OK, run.log()
+    last = max(trained(run))
+    assert last < 5000
+    assert [checkpoint.step for checkpoint in run.of_kind("checkpoint")] == [last]
+    assert any(f"stopped at step {last} of 5000" in warning for warning in run.of_kind("result")[0].report["warnings"])
+    assert (run.folder / "output" / "adapter.tar.gz").exists()
+
+
+@pytest.mark.slow
+def test_a_paused_job_may_finish_without_another_step(tmp_path: Path, model_folder: Path, finished: Run) -> None:
+    shutil.copytree(finished.folder / "checkpoints", tmp_path / "job" / "checkpoints")
+    checkpoint = tmp_path / "job" / "checkpoints" / "checkpoint-4"
+    spec = make_spec(tmp_path, model_folder, selection=RANDOM)
+    run = Run(tmp_path / "job", spec.model_copy(update={"checkpoints": [checkpoint], "finish": True}))
+    assert run.wait() == EXIT_OK, run.log()
+    assert trained(run) == {}
+    table = (run.folder / "output" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in table[1:]] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_job_on_two_devices_is_one_job(tmp_path: Path, model_folder: Path) -> None:
+    """Two processes on this CPU. Thresholds are rank 0's alone, and must reach the other."""
+    spec = make_spec(tmp_path, model_folder, preset="jenga-paper", calibration={"samples": 1, "sweeps": 0}, max_steps=4)
+    run = Run(tmp_path / "job", spec.model_copy(update={"gpus": 2}))
+    assert run.wait() == EXIT_OK, run.log()
+    assert [message.stage for message in run.of_kind("stage")] == list(JobStage)
+    assert sorted(trained(run)) == [1, 2, 3, 4]
+    assert [checkpoint.step for checkpoint in run.of_kind("checkpoint")] == [2, 4]
+    assert any("2 devices, a share of the data each" in event.message for event in run.of_kind("event"))
+    checkpoint = tmp_path / "job" / "checkpoints" / "checkpoint-2"
+    again = Run(tmp_path / "job", spec.model_copy(update={"gpus": 2, "checkpoints": [checkpoint]}))
+    assert again.wait() == EXIT_OK, again.log()
+    assert trained(again) == {step: loss for step, loss in trained(run).items() if step > 2}
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_takes_the_job_with_it(tmp_path: Path, model_folder: Path) -> None:
+    spec = make_spec(tmp_path, model_folder, preset="lora", max_steps=5000)
+    run = Run(tmp_path / "job", spec.model_copy(update={"gpus": 2}))
+    run.read(until=lambda message: message.kind == "step" and message.step == 1)
+    (other,) = psutil.Process(run.process.pid).children()
+    other.kill()
+    assert run.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", ["never", "past"])
+def test_a_trainer_lives_as_long_as_its_lease(tmp_path: Path, model_folder: Path, late: str) -> None:
+    run = Run(tmp_path / "job", make_spec(tmp_path, model_folder, max_steps=5000), lease=True)
+    run.read(until=lambda message: message.kind == "step" and message.step == 1)
+    if late == "never":
+        os.close(run.lease)  # the supervisor is gone
+    else:
+        watchdog.tell(run.lease, time.monotonic() - 1)
+    assert run.wait() == (-signal.SIGKILL if late == "never" else -signal.SIGALRM)
 
 
 def test_the_caller_s_mistakes_are_told_with_code_and_field(tmp_path: Path, model_folder: Path) -> None:

@@ -29,7 +29,6 @@ def test_warnings_are_told_and_kept_and_a_diverged_loss_ends_the_job(tmp_path: P
         config=JengaConfig.preset("jenga"),
         hyperparameters={},
         seed=0,
-        resume_from=None,
     )
     job = TrainingJob(spec=spec, folder=tmp_path, reporter=Reporter(writer), device=torch.device("cpu"))
     job.warn("two rows were cut")

@@ -1,11 +1,12 @@
 """Before training: held-out loss, the memory of one dense step to compare with, and, if asked, the layers'
-thresholds."""
+thresholds. A job that goes on from a checkpoint finds all three in it."""
 
 from __future__ import annotations
 
 from jenga_core.finetuning.dense_reference import measure_dense
 from jenga_core.finetuning.evaluation import HeldOut, evaluate
 from jenga_core.finetuning.thresholds import calibrate
+from worker import resume_state
 from worker.protocol import MemoryMessage, StepMessage
 from worker.training_job import TrainingJob
 
@@ -13,6 +14,9 @@ from worker.training_job import TrainingJob
 def run(job: TrainingJob) -> None:
     """Leaves dense, held_out_before and, where the selection is by threshold, the handle's thresholds."""
     assert job.model is not None and job.handle is not None and job.training is not None and job.plan is not None
+    if job.resume_from is not None:
+        resume_state.load_calibration(job, job.resume_from)
+        return
     job.held_out_before = evaluate_held_out(job)
     if job.held_out_before is not None:
         job.reporter.send(StepMessage(step=0, valid_loss=job.held_out_before.loss))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from jenga_core.finetuning.trainer import finetune
 from jenga_core.memory.accounting import peak_bytes, reset_peak, states_bytes
+from worker import ranks
 from worker.protocol import MemoryMessage
 from worker.training_job import JobWatcher, TrainingJob
 
 
 def run(job: TrainingJob) -> None:
-    """Leaves finished. Raises Stopped after the step in which SIGTERM came.
+    """Leaves finished. Raises Stopped after the step in which SIGTERM came; SIGUSR1 ends training, not the job.
 
     Memory is told by the attempt that trained; one that resumes after the last step leaves what was told before.
     """
     assert job.model is not None and job.training is not None and job.plan is not None
-    if job.spec.resume_from is not None:
-        job.reporter.event(f"Going on from {job.spec.resume_from.name}")
+    if job.resume_from is not None:
+        job.reporter.event(f"Going on from {job.resume_from.name}")
+    ranks.exchange(job)
     reset_peak(job.device)
     job.finished = finetune(
         job.model,
@@ -26,12 +28,15 @@ def run(job: TrainingJob) -> None:
         seed=job.spec.seed,
         checkpoint_folder=job.checkpoint_folder,
         watcher=JobWatcher(job, selections_every_steps=max(job.plan.total_steps // 100, 1)),
-        resume_from=job.spec.resume_from,
+        resume_from=job.resume_from,
+        ranks=job.ranks,
     )
+    ranks.part(job)
     if job.finished.activation_bytes:
         _tell_memory(job)
     if job.finished.stopped_at_step < job.plan.total_steps:
         job.leave_if_asked()
+        job.warn(f"Training was stopped at step {job.finished.stopped_at_step} of {job.plan.total_steps}, as asked")
 
 
 def _tell_memory(job: TrainingJob) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from transformers import set_seed
 
 from jenga_core.config import JengaConfig
@@ -22,7 +24,7 @@ def run(job: TrainingJob) -> None:
         spec.training_path,
         job.tokenizer,
         context_length_tokens=spec.config.context_length_tokens,
-        cache_folder=job.folder / "cache" / "training",
+        cache_folder=job.cache_folder / "training",
     )
     _describe(job, "Training", job.training)
     if spec.validation_path is not None:
@@ -30,11 +32,12 @@ def run(job: TrainingJob) -> None:
             spec.validation_path,
             job.tokenizer,
             context_length_tokens=spec.config.context_length_tokens,
-            cache_folder=job.folder / "cache" / "validation",
+            cache_folder=job.cache_folder / "validation",
         )
         _describe(job, "Validation", job.validation)
 
-    job.plan = make_plan(spec.config, spec.hyperparameters, num_sequences=len(job.training.sequences))
+    of_each_rank = math.ceil(len(job.training.sequences) / job.ranks.size)
+    job.plan = make_plan(spec.config, spec.hyperparameters, num_sequences=of_each_rank)
     job.reporter.send(PlanMessage(total_steps=job.plan.total_steps, hyperparameters=job.plan.hyperparameters()))
 
     set_seed(spec.seed)
@@ -42,7 +45,8 @@ def run(job: TrainingJob) -> None:
     job.model = add_adapter(model, spec.config.lora)
     job.handle = apply_jenga(job.model, without_predictors(spec.config))
     method = f"jenga, selecting from layer {job.handle.entry_layer} on" if spec.config.enabled else "dense LoRA"
-    job.reporter.event(f"Model {spec.model_name} on {job.device}: {method}")
+    devices = str(job.device) if job.ranks.size == 1 else f"{job.ranks.size} devices, a share of the data each"
+    job.reporter.event(f"Model {spec.model_name} on {devices}: {method}")
 
 
 def without_predictors(config: JengaConfig) -> JengaConfig:

@@ -5,7 +5,8 @@
     auto              use them                train and use       exact scores
     any other         -                       -                   -
 
-`auto` falls back on exact scores, and says so, when predictors turn out to recall too little.
+`auto` falls back on exact scores, and says so, when predictors turn out to recall too little. A job that goes on from a
+checkpoint uses what it used before: the predictors that lie in it, or none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 from jenga_core.finetuning.predictors import train_predictors
 from jenga_core.prediction import store
 from jenga_core.prediction.store import PredictorsMismatch, Stored
+from worker import resume_state
 from worker.protocol import PredictorMessage
 from worker.training_job import TrainingJob
 
@@ -30,6 +32,9 @@ def run(job: TrainingJob) -> None:
     config = job.spec.config
     asked = config.selection.score
     if not config.enabled or asked not in ("auto", "predicted"):
+        return
+    if job.resume_from is not None:
+        resume_state.load_predictors(job, job.resume_from)
         return
     settings = store.settings_of(config, job.handle.selecting_layers)
     folder = job.spec.predictors_folder / store.folder_name(settings)

@@ -40,5 +40,14 @@ export const axis = (title, more = {}) => ({
   ...more,
 });
 
+/** Means over neighbours, a window wide enough that a curve of many steps reads as one line. */
+export function smooth(values) {
+  const reach = Math.max(1, Math.round(values.length / 50));
+  return values.map((_, index) => {
+    const near = values.slice(Math.max(0, index - reach), index + reach + 1);
+    return near.reduce((sum, value) => sum + value, 0) / near.length;
+  });
+}
+
 /** For an axis that counts from 0 to `last`: no tick between two neighbours. */
 export const counting = (last) => ({ tickformat: "d", ...(last < 8 && { dtick: 1 }) });

@@ -1,42 +1,47 @@
-// One job. Everything shown comes from five GETs, repeated until the job has ended. Numbers that belong to a step are
+// One job. Everything shown comes from a few GETs, repeated until the job has ended. Numbers that belong to a step are
 // asked for once: later polls ask for the newest known step, which may have gained a held-out loss, and what follows it.
 
-import { get, poll, post, Refused, Unreachable } from "./api.js";
-import { announce, byId, el, fill, progress, stateBadge } from "./dom.js";
+import { offerActions, showActions } from "./actions.js";
+import { get, poll } from "./api.js";
+import { announce, byId, el, ENDED, fill, progress, stateBadge } from "./dom.js";
+import { followEvents } from "./events.js";
+import { showFigures } from "./figures.js";
 import * as format from "./format.js";
+import { showLayers } from "./layers.js";
 import { showLoss } from "./loss.js";
 import { showMemory } from "./memory.js";
+import { showResults } from "./results.js";
 import { showSelection } from "./selection.js";
-import { showResults, showSettings } from "./settings.js";
+import { showSettings } from "./settings.js";
 
-const ENDED = ["succeeded", "failed", "cancelled"];
+const STAGES = ["validate", "prepare", "calibrate", "train_predictors", "finetune", "evaluate", "publish"];
 const path = `v1/fine_tuning/jobs/${byId("job").dataset.jobId}`;
 const metrics = { name: "metrics", rows: [] };
 const selections = { name: "selection", rows: [] };
+const events = followEvents(path);
 let attempt = null;
 let shown = null;
 
+offerActions(path, showHeader);
 poll(load);
-byId("cancel").addEventListener("click", () => byId("confirm").showModal());
-byId("confirm").addEventListener("close", async () => {
-  if (byId("confirm").returnValue === "cancel") await cancel();
-});
 
 async function load() {
-  // The job first: whatever it says has ended has already written all that the other four will read.
+  // The job first: whatever it says has ended has already written all that the others will read.
   const job = await get(path);
   const ended = ENDED.includes(job.jenga.state);
   if (job.jenga.attempt !== attempt) metrics.rows = selections.rows = []; // a new attempt writes its steps anew
   attempt = job.jenga.attempt;
-  const [events, memory] = await Promise.all([
-    get(`${path}/events?limit=100`), get(`${path}/memory`), readSteps(metrics), readSteps(selections)]);
+  const [memory] = await Promise.all([
+    get(`${path}/memory`), events.refresh(ended), readSteps(metrics), readSteps(selections)]);
   showHeader(job);
+  showActions(job);
+  showFigures(job, metrics.rows, memory.data, selections.rows);
   showLoss(metrics.rows, ended);
-  showMemory(memory.data, ended);
+  showMemory(memory.data, job);
   showSelection(selections.rows, job, ended);
-  showEvents(events.data);
+  showLayers(job, events.known());
   showSettings(job);
-  await showResults(job);
+  await showResults(job, path);
   return !ended;
 }
 
@@ -50,18 +55,20 @@ async function readSteps(series) {
 }
 
 function showHeader(job) {
-  const { state, stage } = job.jenga;
+  const { state, stage, queue, owner } = job.jenga;
   const ended = ENDED.includes(state);
   const now = job.finished_at ?? Date.now() / 1000;
   fill(byId("state"), stateBadge(state), ended || state === "queued" ? "" : ` ${format.words(stage)}`);
   fill(byId("facts"),
-    [job.model, `created ${format.moment(job.created_at)}`,
+    [job.user_provided_suffix, job.model, owner ? `by ${owner}` : null, `created ${format.moment(job.created_at)}`,
       `${ended ? "took" : "age"} ${format.duration(now - job.created_at)}`,
-      job.estimated_finish > now ? `about ${format.duration(job.estimated_finish - now)} left` : null,
+      !ended && job.estimated_finish > now ? `about ${format.duration(job.estimated_finish - now)} left` : null,
       attempt > 1 ? `attempt ${attempt}` : null].filter(Boolean).join(" · "));
-  fill(byId("progress"), ...progress(job.jenga, ended));
-  byId("cancel").hidden = ended;
-  byId("cancel").disabled = state === "cancelling";
+  showStages(job, ended);
+  fill(byId("progress"), ...(ended && state !== "failed" ? [] : progress(job.jenga, ended)));
+  byId("waiting").hidden = !queue && state !== "paused";
+  if (state === "paused") fill(byId("waiting"), "Paused: it holds no device. Resume puts it back into the queue, and it goes on from its last checkpoint.");
+  else if (queue) fill(byId("waiting"), `${queue.position ? `No. ${queue.position} in the queue: ` : "Waiting: "}${queue.reason}`);
   byId("failure").hidden = !job.error?.message;
   if (job.error?.message) {
     fill(byId("failure"), el("strong", {}, `Failed in stage ${format.words(stage)} (${job.error.code}): `), job.error.message);
@@ -71,23 +78,13 @@ function showHeader(job) {
   shown = standing;
 }
 
-function showEvents(events) {
-  fill(byId("events"), ...events.map((event) =>
-    el("li", { class: event.level },
-      el("time", { datetime: new Date(1000 * event.created_at).toISOString() }, format.moment(event.created_at)),
-      event.level === "info" ? "" : el("strong", {}, event.level === "warn" ? "warning" : event.level),
-      el("span", {}, event.message))));
-}
-
-async function cancel() {
-  byId("cancel").disabled = true;
-  try {
-    showHeader(await post(`${path}/cancel`));
-  } catch (error) {
-    if (!(error instanceof Refused || error instanceof Unreachable)) throw error;
-    byId("cancel").disabled = false;
-    announce(`Not cancelled: ${error.message}`);
-    fill(byId("failure"), `Not cancelled: ${error.message}`);
-    byId("failure").hidden = false;
-  }
+function showStages({ jenga: { state, stage } }, ended) {
+  const at = STAGES.indexOf(stage);
+  fill(byId("stages"), ...STAGES.map((name, index) => {
+    const done = index < at || state === "succeeded";
+    const here = index === at && !done && state !== "queued";
+    const kind = done ? "done" : here ? (state === "failed" ? "failed" : ended ? "left" : "here") : "ahead";
+    return el("li", { class: kind, "aria-current": kind === "here" ? "step" : null },
+      format.words(name), el("span", { class: "unseen" }, { done: " done", failed: " failed", left: " left" }[kind] ?? ""));
+  }));
 }

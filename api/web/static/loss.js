@@ -1,6 +1,7 @@
-// The loss curve: training loss of every step, held-out loss where it was measured (step 0 is before training).
+// The loss curve (training loss of every step, held-out loss where it was measured; step 0 is before training) above the
+// throughput of the same steps.
 
-import { axis, chart, colour, counting } from "./chart.js";
+import { axis, chart, colour, counting, smooth } from "./chart.js";
 import { byId, el, fill } from "./dom.js";
 import * as format from "./format.js";
 
@@ -9,24 +10,30 @@ const draw = chart(byId("loss-chart"), (metrics) => {
   const series = (name, key, mark) => {
     const known = metrics.filter((metric) => metric[key] !== null);
     return { name, x: known.map((metric) => metric.step), y: known.map((metric) => metric[key]), ...mark,
-      hovertemplate: "%{y:.4f}", cliponaxis: false };
+      cliponaxis: false };
   };
   const many = metrics.length > 60;
+  const train = series("train", "train_loss", { mode: many ? "lines" : "lines+markers", hovertemplate: "%{y:.4f}",
+    line: { color: colour("ours"), width: many ? 1 : 2 }, marker: { size: 5 }, opacity: many ? 0.45 : 1 });
   return {
     traces: [
-      series("train", "train_loss", { mode: many ? "lines" : "lines+markers",
-        line: { color: colour("ours"), width: many ? 1 : 2 }, marker: { size: 5 } }),
-      series("held-out", "valid_loss", { mode: "lines+markers",
+      train,
+      ...(many ? [{ ...train, name: "train, smoothed", y: smooth(train.y), line: { color: colour("ours"), width: 2 }, opacity: 1 }] : []),
+      series("held-out", "valid_loss", { mode: "lines+markers", hovertemplate: "%{y:.4f}",
         line: { color: colour("held-out"), width: 2, dash: "dot" }, marker: { size: 8, symbol: "diamond" } }),
+      series("tokens/s", "tokens_per_second", { mode: "lines", hovertemplate: "%{y:,.0f}", yaxis: "y2", fill: "tozeroy",
+        line: { color: colour("dense"), width: 1.5 } }),
     ],
     layout: {
-      height: 280,
-      margin: { l: 52, r: 12, t: 24, b: 44 },
+      height: 350,
+      margin: { l: 52, r: 12, t: 24, b: 40 },
       hovermode: "x unified",
+      hoversubplots: "axis",
       showlegend: true,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      xaxis: axis("step", { rangemode: "tozero", showgrid: false, ...counting(metrics.at(-1).step) }),
-      yaxis: axis("loss (nats per token)"),
+      xaxis: axis("step", { rangemode: "tozero", showgrid: false, anchor: "y2", ...counting(metrics.at(-1).step) }),
+      yaxis: axis("loss (nats/token)", { domain: [0.32, 1] }),
+      yaxis2: axis("tokens/s", { domain: [0, 0.22], rangemode: "tozero", nticks: 3 }),
     },
   };
 });

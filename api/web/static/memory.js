@@ -1,49 +1,50 @@
-// Memory of this job beside a dense step of the same model and batch, by kind, all bars on one scale.
+// Memory by phase and kind as stacked bars on one scale, the dense reference among them, and the saving in words.
 
-import { byId, el, fill } from "./dom.js";
+import { bar, byId, el, fill } from "./dom.js";
 import * as format from "./format.js";
 
-const KINDS = [
-  ["states", "states_bytes", "Weights, gradients, optimizer state"],
-  ["activations", "activation_bytes", "Saved by autograd for the backward pass"],
-  ["predictor", "predictor_bytes", "Predictors of block scores"],
-  ["other", "other_bytes", "Temporaries; on a CPU also the process itself"],
-  ["peak", "peak_bytes", "Highest allocation of the phase"],
-];
+const KINDS = ["states", "activations", "predictor", "other"];
+const BYTES = { states: "states_bytes", activations: "activation_bytes", predictor: "predictor_bytes", other: "other_bytes" };
+const NAMES = { dense_reference: "Dense LoRA, same batch", finetune: "This job" };
 
-/** Show these measurements ([{phase, states_bytes, ...}]). */
-export function showMemory(phases, ended) {
+/** Show these measurements ([{phase, states_bytes, ...}], in the order in which they were made). */
+export function showMemory(phases, job) {
   const ours = phases.find(({ phase }) => phase === "finetune");
   const dense = phases.find(({ phase }) => phase === "dense_reference");
-  fill(byId("memory-summary"), summarize(ours, dense, ended));
-  byId("memory").hidden = !ours && !dense;
-  if (!ours && !dense) return;
-  const longest = Math.max(1, ...[ours, dense].flatMap((phase) => (phase ? KINDS.map(([, key]) => phase[key]) : [])));
-  const rows = KINDS.map(([name, key, meaning]) =>
-    el("tr", { class: name === "peak" ? "total" : null },
-      el("th", { scope: "row", title: meaning }, name),
-      bar("ours", ours?.[key], longest),
-      bar("dense", dense?.[key], longest),
-      el("td", { class: "number" }, name === "predictor" ? "" : format.comparison(ours?.[key], dense?.[key]))));
-  fill(byId("memory").tBodies[0], ...rows);
-  const device = (ours ?? dense).device;
+  fill(byId("memory-summary"), ...summary(ours, dense, job));
+  byId("memory").hidden = phases.length === 0;
+  if (phases.length === 0) return;
+  const saved = [ours, dense].filter(Boolean);
+  const most = Math.max(...saved.map((phase) => phase.activation_bytes), 1);
+  fill(byId("memory-saved"), ...saved.map((phase) => el("div", {},
+    label(phase.phase, format.bytes(phase.activation_bytes)),
+    el("div", { class: "track" }, bar(phase.activation_bytes / most, phase === ours ? "ours" : "dense")))));
+  const highest = Math.max(...phases.map(total), 1);
+  fill(byId("memory-phases"), ...phases.map((phase) => el("div", {},
+    label(phase.phase, `peak ${format.bytes(phase.peak_bytes)}`),
+    el("div", { class: "track" }, ...KINDS.map((kind) => {
+      const part = bar(phase[BYTES[kind]] / highest, kind);
+      part.title = `${kind}: ${format.bytes(phase[BYTES[kind]])}`;
+      return part;
+    })))));
+  fill(byId("memory-numbers").tBodies[0], ...phases.map((phase) => el("tr", {},
+    el("th", { scope: "row" }, nameOf(phase.phase)),
+    ...[...KINDS.map((kind) => BYTES[kind]), "peak_bytes"].map((key) => el("td", { class: "number" }, format.bytes(phase[key]))))));
+  const { device } = phases[0];
   fill(byId("memory-note"), device.startsWith("cpu")
-    ? "Measured on a CPU: peak is resident memory, and other includes the process itself."
+    ? "Measured on a CPU: the peak is resident memory, and other includes the process itself."
     : `Measured on ${device}.`);
 }
 
-function bar(whose, value, longest) {
-  if (value === undefined) return el("td", { class: "faint" }, "–");
-  const line = el("span", { class: `bar ${whose}`, "aria-hidden": "true" });
-  line.style.width = `${(100 * value) / longest}%`;
-  return el("td", {}, el("span", { class: "amount" }, format.bytes(value)), line);
-}
+const nameOf = (phase) => NAMES[phase] ?? format.words(phase);
+const total = (phase) => KINDS.reduce((sum, kind) => sum + phase[BYTES[kind]], 0);
+const label = (phase, amount) => el("p", {}, el("span", {}, nameOf(phase)), el("span", { class: "amount" }, amount));
 
-function summarize(ours, dense, ended) {
-  if (!ours && ended) return "The job ended before its own memory was measured.";
-  if (!ours) return dense ? "The dense reference is measured; this job's own steps come next." : "Measured once training begins.";
+function summary(ours, dense, { finished_at: ended }) {
+  if (!ours && ended) return ["The job ended before its own memory was measured."];
+  if (!ours) return [dense ? "The dense reference is measured; this job's own steps come next." : "Measured once training begins."];
   const saved = `Activations saved for backward: ${format.bytes(ours.activation_bytes)}`;
-  if (!dense) return `${saved}.`;
+  if (!dense) return [`${saved}.`];
   const compared = format.comparison(ours.activation_bytes, dense.activation_bytes);
-  return `${saved} instead of ${format.bytes(dense.activation_bytes)} (${compared}).`;
+  return [`${saved} instead of ${format.bytes(dense.activation_bytes)} (`, el("strong", {}, compared), ")."];
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jenga_core.errors import AuthenticationError, ConfigError
-from jenga_core.service.accounts import keys
+from jenga_core.service.accounts import keys, teams
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings, write_private
 
@@ -17,7 +17,8 @@ def ensure_first_key(settings: Settings) -> None:
     try:
         if not path.exists():
             with database.writing() as session:
-                key = keys.create_key(session, keys.create_team(session, "default"), "admin", pepper=settings.pepper)
+                team = teams.get_or_create_team(session, "default")
+                key = keys.create_key(session, team, "admin", pepper=settings.pepper)
             write_private(path, key)
         with database.reading() as session:
             keys.authenticate(session, path.read_text().strip(), pepper=settings.pepper)

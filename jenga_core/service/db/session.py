@@ -19,6 +19,10 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
 
+POOL: dict[str, Any] = {"pool_size": 5, "max_overflow": 35}
+"""As many connections as the API has threads (anyio's 40): a busy thread never waits for one, which could time out."""
+
+
 class Database:
     """A pool of connections to one database URL (SQLite or PostgreSQL)."""
 
@@ -45,8 +49,8 @@ class Database:
 
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_recycle=1800)
-    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+        return create_engine(url, pool_pre_ping=True, pool_recycle=1800, **POOL)
+    engine = create_engine(url, connect_args={"timeout": 30, "check_same_thread": False}, **POOL)
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi_connection: Any, _record: Any) -> None:

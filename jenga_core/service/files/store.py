@@ -1,10 +1,13 @@
-"""Where the bytes of files lie: `DATA_DIR/files/<file id>`. Ids are ours; a user's filename never becomes a path."""
+"""Where the bytes of files and of parts of uploads lie: `DATA_DIR/files/<id>`. Ids are ours; a user's filename never
+becomes a path."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,7 @@ class FileStore:
 
     def path(self, file_id: str) -> Path:
         """Where the bytes of this file are, or will be."""
-        assert file_id.replace("-", "").isalnum(), file_id
+        assert re.fullmatch(r"[a-z]+[-_][0-9A-Za-z]+", file_id), file_id
         return self.folder / file_id
 
     @contextmanager
@@ -43,6 +46,19 @@ class FileStore:
         with source.open("rb") as reader, self.writing(file_id) as writer:
             shutil.copyfileobj(reader, writer, length=1 << 20)
         return self.path(file_id).stat().st_size
+
+    def forget_partials(self, *, older_than_seconds: float) -> None:
+        """Remove what writers that were killed have left half-written: nobody has added to it for so long."""
+        for partial in self.folder.glob(".partial-*"):
+            try:
+                if time.time() - partial.stat().st_mtime > older_than_seconds:
+                    partial.unlink()
+            except FileNotFoundError:  # its writer is done with it
+                continue
+
+    def is_writable(self) -> bool:
+        """Whether files can be stored now."""
+        return os.access(self.folder, os.W_OK | os.X_OK)
 
     def delete(self, file_id: str) -> None:
         """Remove the bytes; missing is fine."""

@@ -8,6 +8,7 @@ the task *names*; the bodies live in `worker`.
 from __future__ import annotations
 
 import logging
+import time
 
 from celery import Celery
 from celery.exceptions import OperationalError
@@ -20,6 +21,9 @@ from jenga_core.service.settings import Settings
 
 RUN_TASK = "jenga.run"
 REAP_TASK = "jenga.reap"
+DELIVER_TASK = "jenga.deliver"
+SWEEP_TASK = "jenga.sweep"
+TIDY_TASK = "jenga.tidy"
 RUN_QUEUE = "run"
 OPS_QUEUE = "ops"
 
@@ -42,23 +46,37 @@ celery_app.conf.update(
     task_acks_on_timeout=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     broker_connection_retry_on_startup=True,
-    task_routes={RUN_TASK: {"queue": RUN_QUEUE}, REAP_TASK: {"queue": OPS_QUEUE}},
+    task_routes={
+        RUN_TASK: {"queue": RUN_QUEUE},
+        **{task: {"queue": OPS_QUEUE} for task in (REAP_TASK, DELIVER_TASK, SWEEP_TASK, TIDY_TASK)},
+    },
     task_default_queue=RUN_QUEUE,
     broker_transport_options={
         "visibility_timeout": 3600,
         "socket_timeout": 30,
-        "socket_connect_timeout": 5,
+        "socket_connect_timeout": 1,
         "socket_keepalive": True,
         "health_check_interval": 25,
         "global_keyprefix": "jenga:",
+        # One more try and no pause before it: a bell that nobody hears must not keep a submit waiting.
         "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0,
+        "interval_max": 0,
     },
 )
+
+SILENCE_SECONDS = 5.0
+"""After a bell was not heard, the broker is left alone for so long; the reaper rings again anyway."""
+
+_silent_until = 0.0
 
 
 def connect(settings: Settings) -> Celery:
     """Point the Celery app at the settings' broker and return it."""
+    global _silent_until
     celery_app.conf.broker_url = settings.broker
+    _silent_until = 0.0
     return celery_app
 
 
@@ -75,14 +93,18 @@ def check(settings: Settings) -> None:
 
 
 def ring(job_id: str) -> bool:
-    """Send one doorbell message. False (and a log line) when the broker cannot be reached; the beat task rings
-    again."""
+    """Send one doorbell message. False (and a log line) when the broker cannot be reached, or could not a moment ago;
+    the beat task rings again."""
+    global _silent_until
     if not celery_app.conf.broker_url:
         log.warning("doorbell for %s not rung: no broker is configured; a beat task rings again", job_id)
+        return False
+    if time.monotonic() < _silent_until:
         return False
     try:
         celery_app.send_task(RUN_TASK, kwargs={"job_id": job_id}, retry=False)
     except (OperationalError, TransportError, OSError) as error:
+        _silent_until = time.monotonic() + SILENCE_SECONDS
         log.warning("doorbell for %s not rung, the reaper will ring again: %s", job_id, error)
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from jenga_core.service import pagination
 from jenga_core.service.db.models import Job, JobCheckpoint, JobEvent, JobMemory, JobMetric, JobSelection
 from jenga_core.service.jobs.events import seq_of
 from jenga_core.service.pagination import CursorError, Page
+
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 PerStep = TypeVar("PerStep", JobMetric, JobSelection)
 
@@ -45,6 +48,9 @@ def page(
         return all((job.tags or {}).get(key) == value for key, value in (metadata or {}).items())
 
     statement = select(Job).where(Job.team_id == team_id)
+    for key, value in (metadata or {}).items():
+        if _PLAIN_KEY.fullmatch(key):  # SQLite spells other keys in a way that not all of them survive
+            statement = statement.where(Job.tags[key].as_string() == value)
     wanted = keep if metadata or without_metadata else None
     return pagination.by_age(session, statement, Job, after=after, limit=limit, keep=wanted)
 
@@ -53,11 +59,22 @@ def events(session: Session, job: Job, *, after: str | None, limit: int) -> Page
     """Its events, newest first; `after` is an event's id. Raises CursorError."""
     statement = select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.seq.desc())
     if after is not None:
-        seq = seq_of(job.id, after)
-        if seq is None or not 1 <= seq <= job.event_seq:
-            raise CursorError(after)
-        statement = statement.where(JobEvent.seq < seq)
+        statement = statement.where(JobEvent.seq < seq_after(job, after))
     return Page.of(session.scalars(statement.limit(limit + 1)), limit)
+
+
+def seq_after(job: Job, event: str) -> int:
+    """The number of this event of the job. Raises CursorError."""
+    seq = seq_of(job.id, event)
+    if seq is None or not 1 <= seq <= job.event_seq:
+        raise CursorError(event)
+    return seq
+
+
+def events_since(session: Session, job_id: str, seq: int, *, limit: int) -> list[JobEvent]:
+    """Its events behind that number, oldest first."""
+    later = (JobEvent.job_id == job_id) & (JobEvent.seq > seq)
+    return list(session.scalars(select(JobEvent).where(later).order_by(JobEvent.seq).limit(limit)))
 
 
 def checkpoints(session: Session, job: Job, *, after: str | None, limit: int) -> Page[JobCheckpoint]:

@@ -1,8 +1,8 @@
 """From what a caller asked to a job row: the checks that need more than the request itself.
 
 Shapes and ranges were checked before (JengaConfig, the request's schema). Here is what depends on the installation:
-does the model exist, is the file the team's and fit to train on, does the context fit the model. Nothing is written, so
-a request that is refused leaves no job.
+does the model exist, is the file the team's and fit to train on, does the context fit the model, and the job some GPU
+of the fleet. Nothing is written, so a request that is refused leaves no job.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError, DataError
+from jenga_core.memory.estimate import ModelShape, estimate, longest_context, smallest_change
 from jenga_core.patching.architectures import architecture_of, check_rope
 from jenga_core.service.db.base import database_now
-from jenga_core.service.db.models import BaseModelEntry, Job
+from jenga_core.service.db.models import BaseModelEntry, Device, Job
 from jenga_core.service.files import repository as files
 from jenga_core.service.ids import new_id
 from jenga_core.service.models import registry
+from jenga_core.service.settings import Settings
 
+GIB = 2**30
 AUTO: Mapping[str, Any] = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
 """OpenAI's hyperparameters, left to the trainer."""
 
@@ -45,17 +49,21 @@ class JobRequest:
     suffix: str | None = None
     seed: int | None = None
     metadata: Mapping[str, str] | None = None
+    priority: int = 0
+    gpus: int = 1
+    oom_policy: str = "fail"
 
 
-def job_of(session: Session, team_id: str, request: JobRequest) -> Job:
-    """The row of the job, ready for `lifecycle.submit`.
+def job_of(session: Session, team_id: str, request: JobRequest, settings: Settings | None = None) -> Job:
+    """The row of the job, ready for `lifecycle.submit`. Without `settings` nothing is known of its memory.
 
     Raises NotFoundError (model, file), DataError (a file that cannot be trained on), ConfigError (settings that do not
-    fit the model, or contradict each other).
+    fit the model or the fleet, or contradict each other).
     """
-    model = registry.get(session, request.model)
-    _check_fits(model, request.config)
-    hyperparameters = _one(request.method_hyperparameters, request.hyperparameters)
+    model, hyperparameters = resolve(session, request)
+    memory_bytes = None
+    if settings is not None:
+        memory_bytes = _memory_bytes(session, settings, model, request, hyperparameters)
     _check_file(session, team_id, request.training_file, "training_file")
     if request.validation_file is not None:
         _check_file(session, team_id, request.validation_file, "validation_file")
@@ -70,9 +78,23 @@ def job_of(session: Session, team_id: str, request: JobRequest) -> Job:
         tags=dict(request.metadata) if request.metadata is not None else None,
         hyperparameters=hyperparameters,
         config=request.config.model_dump(mode="json"),
+        priority=request.priority,
+        gpus=request.gpus,
+        oom_policy=request.oom_policy,
+        memory_bytes=memory_bytes,
         result_files=[],
         created_at=database_now(),
     )
+
+
+def resolve(session: Session, request: JobRequest) -> tuple[BaseModelEntry, dict[str, Any]]:
+    """The base model and the hyperparameters, whatever the files hold.
+
+    Raises NotFoundError (model) or ConfigError (settings that do not fit the model, or contradict each other).
+    """
+    model = registry.get(session, request.model)
+    _check_fits(model, request.config)
+    return model, _one(request.method_hyperparameters, request.hyperparameters)
 
 
 def warnings(job: Job) -> list[str]:
@@ -110,6 +132,46 @@ def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
             f"give one below {layers}, or leave it out for half of them",
             param="jenga.selection.entry_layer",
         )
+
+
+def _memory_bytes(
+    session: Session,
+    settings: Settings,
+    model: BaseModelEntry,
+    request: JobRequest,
+    hyperparameters: Mapping[str, Any],
+) -> int:
+    """What a GPU must have for the job. Raises ConfigError when the fleet has GPUs, and none or not enough for it.
+
+    Hosts that are away at the moment count: they may come back. A CPU's memory is everybody's, and not looked at.
+    """
+    shape = ModelShape.from_folder(registry.folder_of(settings, model), parameters=model.parameters)
+    batch_size = 1 if hyperparameters["batch_size"] == "auto" else int(hyperparameters["batch_size"])
+    predicted = estimate(shape, request.config, batch_size)
+    by_host: dict[str, list[Device]] = {}
+    for device in session.scalars(select(Device)):
+        by_host.setdefault(device.worker_id, []).append(device)
+    most = max(map(len, by_host.values()), default=request.gpus)
+    if most < request.gpus:
+        raise ConfigError(
+            f"jenga.gpus is {request.gpus}, but no host of the fleet has more than {most} devices; ask for fewer",
+            param="jenga.gpus",
+        )
+    devices = [device for host in by_host.values() if len(host) >= request.gpus for device in host]
+    largest = max((device.memory_bytes for device in devices if device.kind == "cuda"), default=None)
+    if largest is None or predicted.device_bytes <= largest or any(device.kind == "cpu" for device in devices):
+        return predicted.device_bytes
+    longest = longest_context(shape, request.config, batch_size, largest)
+    change = smallest_change(shape, request.config, batch_size, largest)
+    raise ConfigError(
+        f"the job needs about {predicted.device_bytes / GIB:.1f} GiB of GPU memory ({predicted.low_bytes / GIB:.1f} to "
+        f"{predicted.high_bytes / GIB:.1f} GiB for training itself), and the largest GPU for it has "
+        f"{largest / GIB:.1f} GiB; with these settings "
+        + (f"a context of up to {longest} tokens fits" if longest else "no context fits")
+        + (f"; at {request.config.context_length_tokens} tokens {change} would fit" if change else ""),
+        code="does_not_fit",
+        param="jenga.context_length_tokens",
+    )
 
 
 def _one(in_method: Mapping[str, Any] | None, at_top: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class JobStage(StrEnum):
 _S = JobState
 ALLOWED: Mapping[JobState, frozenset[JobState]] = {
     # claimed | cancelled or paused before it ran
-    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.PAUSED, _S.FAILED}),
+    _S.QUEUED: frozenset({_S.RUNNING, _S.CANCELLED, _S.PAUSED}),
     # requeued after its trainer died | asked to stop | ended
     _S.RUNNING: frozenset({_S.QUEUED, _S.PAUSING, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}),
     # saved and let go | cancelled meanwhile | ended before the request was seen

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 
-from jenga_core.service.accounts.keys import create_team
+from jenga_core.service.accounts.teams import create_team
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import Team
 from jenga_core.service.db.session import Database

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, inspect, select
+from sqlalchemy import inspect, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jenga_core.service.db.base import database_now
-from jenga_core.service.db.models import Job, JobEvent
+from jenga_core.service.db.models import DeviceLease, Job, JobEvent
 from jenga_core.service.db.session import Database
+from jenga_core.service.fleet import leases, usage
 from jenga_core.service.jobs import events, lifecycle, queue
 from jenga_core.service.jobs.lifecycle import JobConflict, LeaseLost
-from jenga_core.service.jobs.state import ALLOWED, JobState
+from jenga_core.service.jobs.state import ALLOWED, JobStage, JobState
 from jenga_core.service.settings import Settings
+from tests.support.fleet import gpus, join_fleet
 from tests.support.jobs import Seed, force, new_job, seed, submit_job
 
 S = JobState
@@ -55,14 +58,26 @@ def settle(to: JobState) -> Callable[[Session, str], None]:
     return lambda session, job_id: lifecycle.settle(session, job_id, TOKEN, to)
 
 
-HELD_OR_TOKEN = {to: {source: to for source in S if to in ALLOWED[source]} for to in S}
+HELD = {to: {source: to for source in S if source.is_held and to in ALLOWED[source]} for to in S}
 WRITERS: dict[str, tuple[Callable[[Session, str], object], dict[JobState, JobState], set[JobState]]] = {
     # name: (what it does, the moves it must make, the states in which doing nothing is fine; elsewhere it must raise)
-    "claim": (lambda session, _: lifecycle.claim(session, lease_seconds=9), {S.QUEUED: S.RUNNING}, set(S) - {S.QUEUED}),
-    "succeed": (settle(S.SUCCEEDED), HELD_OR_TOKEN[S.SUCCEEDED], set()),
-    "fail": (settle(S.FAILED), HELD_OR_TOKEN[S.FAILED], set()),
-    "settle_cancelled": (settle(S.CANCELLED), HELD_OR_TOKEN[S.CANCELLED], set()),
-    "requeue": (lambda session, job_id: lifecycle.requeue(session, job_id, TOKEN), HELD_OR_TOKEN[S.QUEUED], set()),
+    "claim": (
+        lambda session, job_id: lifecycle.claim(session, job_id, lease_seconds=9),
+        {S.QUEUED: S.RUNNING},
+        set(S) - {S.QUEUED},
+    ),
+    "succeed": (settle(S.SUCCEEDED), HELD[S.SUCCEEDED], set()),
+    "fail": (settle(S.FAILED), HELD[S.FAILED], set()),
+    "settle_cancelled": (settle(S.CANCELLED), HELD[S.CANCELLED], set()),
+    "requeue": (lambda session, job_id: lifecycle.requeue(session, job_id, TOKEN), HELD[S.QUEUED], set()),
+    "pause": (lambda session, job_id: lifecycle.pause(session, job_id, TOKEN), {S.PAUSING: S.PAUSED}, set()),
+    "request_pause": (
+        lifecycle.request_pause,
+        {S.QUEUED: S.PAUSED, S.RUNNING: S.PAUSING},
+        {S.PAUSING, S.PAUSED},
+    ),
+    "resume": (lifecycle.resume, {S.PAUSED: S.QUEUED}, {S.QUEUED, S.RUNNING}),
+    "request_stop": (lifecycle.request_stop, {S.PAUSED: S.QUEUED}, {S.QUEUED, S.RUNNING}),
     "request_cancel": (
         lifecycle.request_cancel,
         {S.QUEUED: S.CANCELLED, S.PAUSED: S.CANCELLED, S.RUNNING: S.CANCELLING, S.PAUSING: S.CANCELLING},
@@ -81,7 +96,7 @@ def test_a_writer_makes_its_moves_and_no_others(database: Database, submit: Call
     write, moves, harmless = WRITERS[writer]
     for source in S:
         job_id = submit()
-        force(database, job_id, source, token=TOKEN, lease=-1)
+        force(database, job_id, source, token=TOKEN, lease=-1, step=3)
         refused = None
         try:
             with database.writing() as session:
@@ -97,10 +112,9 @@ def test_a_writer_makes_its_moves_and_no_others(database: Database, submit: Call
 
 def test_every_pair_of_states_is_moved_by_some_writer_exactly_when_it_is_allowed() -> None:
     made = {(source, to) for _, moves, _ in WRITERS.values() for source, to in moves.items()}
-    later = {(S.QUEUED, S.PAUSED), (S.RUNNING, S.PAUSING)}  # pausing has states but no writer yet
     for source in S:
         for to in S:
-            assert ((source, to) in made | later) == (to in ALLOWED[source]), (source, to)
+            assert ((source, to) in made) == (to in ALLOWED[source]), (source, to)
 
 
 def test_submit_queues_and_tells(database: Database, submit: Callable[[], str], rung: list[str]) -> None:
@@ -132,40 +146,152 @@ def test_the_doorbell_stays_silent_when_the_transaction_fails(
     assert rung == []
 
 
-def test_claims_come_in_order_of_creation(database: Database, submit: Callable[[], str]) -> None:
-    submitted = [submit() for _ in range(4)]
-    claimed = []
-    for _ in submitted:
-        with database.writing() as session:
-            job = lifecycle.claim(session, lease_seconds=60)
-            assert job is not None
-            assert (job.state, job.attempt) == (S.RUNNING, 1)
-            claimed.append(job.id)
-    assert claimed == submitted
+def test_a_claim_takes_the_job_and_the_devices_once(database: Database, submit: Callable[[], str]) -> None:
+    job_id = submit()
+    worker_id = join_fleet(database, *gpus("a", "b"))
+    assert worker_id
     with database.writing() as session:
-        assert lifecycle.claim(session, lease_seconds=60) is None
+        job = lifecycle.claim(session, job_id, lease_seconds=60, devices=["GPU-a", "GPU-b"])
+        assert job is not None
+        assert (job.state, job.attempt, job.filler) == (S.RUNNING, 1, False)
+        assert leases.held_by(session, job_id) == ["GPU-a", "GPU-b"]
+    with database.writing() as session:
+        assert lifecycle.claim(session, job_id, lease_seconds=60) is None
+    other = submit()
+    with pytest.raises(IntegrityError), database.writing() as session:
+        lifecycle.claim(session, other, lease_seconds=60, devices=["GPU-b"])
+    assert load(database, other).state == S.QUEUED
+
+
+@pytest.mark.parametrize("end", ["settle", "requeue", "pause", "take_back"])
+def test_devices_are_free_when_the_job_is_let_go_and_the_team_is_charged(
+    database: Database, seeded: Seed, submit: Callable[[], str], end: str
+) -> None:
+    job_id = submit()
+    join_fleet(database, *gpus("a", "b"))
+    with database.writing() as session:
+        job = lifecycle.claim(session, job_id, lease_seconds=60, devices=["GPU-a", "GPU-b"])
+        assert job is not None
+        assert job.lease_token is not None
+        token = job.lease_token
+        for lease in session.scalars(select(DeviceLease)):
+            lease.since = database_now() - 100
+    if end == "pause":
+        with database.writing() as session:
+            lifecycle.request_pause(session, job_id)
+    with database.writing() as session:
+        match end:
+            case "settle":
+                lifecycle.settle(session, job_id, token, S.SUCCEEDED)
+            case "requeue":
+                lifecycle.requeue(session, job_id, token)
+            case "pause":
+                lifecycle.pause(session, job_id, token)
+            case "take_back":
+                session.get_one(Job, job_id).lease_expires_at = 0.0
+                session.flush()
+                take_back(session, job_id)
+    with database.reading() as session:
+        assert leases.held_by(session, job_id) == []
+        assert usage.by_team(session)[seeded.team_id] == pytest.approx(200, rel=0.1)
+    assert load(database, job_id).gpu_seconds == pytest.approx(200, rel=0.1)
 
 
 def test_four_claimers_never_get_the_same_job(database: Database, submit: Callable[[], str]) -> None:
     submitted = {submit() for _ in range(30)}
 
-    def claim_all() -> Iterator[tuple[str, str]]:
-        for _ in range(100):
+    def claim_all(offset: int) -> Iterator[tuple[str, str]]:
+        for job_id in sorted(submitted, key=lambda each: each[8 + offset :]):
             with database.writing() as session:
-                job = lifecycle.claim(session, lease_seconds=60)
-            if job is None:
-                with database.reading() as session:  # PostgreSQL skips rows that others are looking at
-                    if not session.scalar(select(func.count()).where(Job.state == S.QUEUED)):
-                        return
-            else:
+                job = lifecycle.claim(session, job_id, lease_seconds=60)
+            if job is not None:
                 assert job.lease_token is not None
                 yield job.id, job.lease_token
 
     with ThreadPoolExecutor(4) as pool:
-        claimed = [pair for claims in pool.map(lambda _: list(claim_all()), range(4)) for pair in claims]
+        claimed = [pair for claims in pool.map(lambda n: list(claim_all(n)), range(4)) for pair in claims]
     assert len(claimed) == 30
     assert {job_id for job_id, _ in claimed} == submitted
     assert len({token for _, token in claimed}) == 30
+
+
+def in_stage(database: Database, job_id: str, stage: JobStage, *, step: int = 0) -> None:
+    force(database, job_id, S.RUNNING, token=TOKEN, stage=stage, step=step)
+
+
+@pytest.mark.parametrize("stage", [JobStage.EVALUATE, JobStage.PUBLISH])
+def test_a_stage_that_cannot_be_paused_or_stopped_is_named(
+    database: Database, submit: Callable[[], str], stage: JobStage
+) -> None:
+    job_id = submit()
+    in_stage(database, job_id, stage, step=3)
+    for request in (lifecycle.request_pause, lifecycle.request_stop):
+        with pytest.raises(JobConflict, match=f"is in stage {stage}"), database.writing() as session:
+            request(session, job_id)
+    assert load(database, job_id).state == S.RUNNING
+
+
+def test_a_pause_gives_the_attempt_back_and_a_resume_rings(
+    database: Database, submit: Callable[[], str], rung: list[str]
+) -> None:
+    job_id = submit()
+    with database.writing() as session:
+        job = lifecycle.claim(session, job_id, lease_seconds=60)
+        assert job is not None
+        assert job.lease_token is not None
+        assert lifecycle.request_pause(session, job_id) is S.PAUSING
+        assert lifecycle.renew(session, job_id, job.lease_token, lease_seconds=60).state is S.PAUSING
+        with pytest.raises(JobConflict, match="wait until it is paused"):
+            lifecycle.resume(session, job_id)
+        lifecycle.pause(session, job_id, job.lease_token)
+    paused = load(database, job_id)
+    assert (paused.state, paused.attempt, paused.lease_token) == (S.PAUSED, 0, None)
+    rung.clear()
+    with database.writing() as session:
+        assert lifecycle.resume(session, job_id) is S.QUEUED
+        assert lifecycle.resume(session, job_id) is S.QUEUED
+    assert rung == [job_id]
+
+
+@pytest.mark.parametrize("stage", [JobStage.VALIDATE, JobStage.PREPARE, JobStage.CALIBRATE, JobStage.TRAIN_PREDICTORS])
+def test_nothing_trained_is_nothing_to_finish_with(
+    database: Database, submit: Callable[[], str], stage: JobStage
+) -> None:
+    job_id = submit()
+    in_stage(database, job_id, stage)
+    with (
+        pytest.raises(JobConflict, match=f"is in stage {stage} and has trained no step"),
+        database.writing() as session,
+    ):
+        lifecycle.request_stop(session, job_id)
+    in_stage(database, job_id, stage, step=2)  # a later attempt, on its way back to where it was
+    with database.writing() as session:
+        assert lifecycle.request_stop(session, job_id) is S.RUNNING
+
+
+def test_a_wish_to_finish_reaches_the_supervisor_and_rules_out_a_pause(
+    database: Database, submit: Callable[[], str]
+) -> None:
+    job_id = submit()
+    in_stage(database, job_id, JobStage.FINETUNE)
+    with database.writing() as session:
+        assert not lifecycle.renew(session, job_id, TOKEN, lease_seconds=60).finish
+        for _ in range(2):
+            assert lifecycle.request_stop(session, job_id) is S.RUNNING
+        assert lifecycle.renew(session, job_id, TOKEN, lease_seconds=60).finish
+        with pytest.raises(JobConflict, match="was asked to finish"):
+            lifecycle.request_pause(session, job_id)
+    with database.reading() as session:
+        told = session.scalars(select(JobEvent.message).where(JobEvent.job_id == job_id)).all()
+    assert sum("Stop requested" in message for message in told) == 1
+
+
+def test_a_paused_job_that_is_stopped_is_queued_to_finish(database: Database, submit: Callable[[], str]) -> None:
+    job_id = submit()
+    force(database, job_id, S.PAUSED, step=5)
+    with database.writing() as session:
+        assert lifecycle.request_stop(session, job_id) is S.QUEUED
+    assert load(database, job_id).stop_asked_at is not None
 
 
 def test_a_stale_token_writes_nothing(database: Database, submit: Callable[[], str]) -> None:
@@ -191,7 +317,7 @@ def test_renewing_prolongs_and_tells_the_state(database: Database, submit: Calla
     job_id = submit()
     force(database, job_id, S.CANCELLING, token=TOKEN, lease=-5)
     with database.writing() as session:
-        assert lifecycle.renew(session, job_id, TOKEN, lease_seconds=60) is S.CANCELLING
+        assert lifecycle.renew(session, job_id, TOKEN, lease_seconds=60).state is S.CANCELLING
         assert lifecycle.expired(session) == []
 
 
@@ -212,7 +338,7 @@ def test_requeue_counts_the_attempt_unless_told_not_to(
 ) -> None:
     job_id = submit()
     with database.writing() as session:
-        job = lifecycle.claim(session, lease_seconds=60)
+        job = lifecycle.claim(session, job_id, lease_seconds=60)
         assert job is not None
         assert job.lease_token is not None
         lifecycle.requeue(session, job_id, job.lease_token, counted=counted)

@@ -47,6 +47,25 @@ def test_a_broker_that_is_away_is_a_warning(tmp_path: Path, caplog: pytest.LogCa
     ]
 
 
+def test_a_broker_that_was_away_is_left_alone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broker_url: str
+) -> None:
+    with doorbell(Settings(data_dir=tmp_path, broker_url="redis://127.0.0.1:1/0")) as app:
+        assert not queue.ring("ftjob-1")
+        tried: list[str] = []
+        monkeypatch.setattr(app, "send_task", lambda name, **_: tried.append(name))
+        assert not queue.ring("ftjob-2")
+        assert tried == []
+        with doorbell(Settings(data_dir=tmp_path, broker_url=broker_url)):
+            assert queue.ring("ftjob-3")  # another broker is another matter
+        assert tried == [queue.RUN_TASK]
+
+
+def test_the_pauses_between_tries_are_none() -> None:
+    options = queue.celery_app.conf.broker_transport_options
+    assert (options["interval_start"], options["interval_step"], options["interval_max"]) == (0, 0, 0)
+
+
 def test_a_broker_is_checked_before_anything_counts_on_it(broker_url: str, tmp_path: Path) -> None:
     with doorbell(Settings(data_dir=tmp_path, broker_url=broker_url)):
         queue.check(Settings(data_dir=tmp_path, broker_url=broker_url))

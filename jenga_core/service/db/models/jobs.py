@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from jenga_core.service.db.base import Base
@@ -24,6 +24,7 @@ class Job(Base):
         _one_of("state", JobState),
         _one_of("stage", JobStage),
         Index(None, "team_id", "created_at", "id"),
+        Index(None, "team_id", "started_at"),
         Index(None, "state", "created_at"),
     )
 
@@ -45,6 +46,18 @@ class Job(Base):
     config: Mapped[dict[str, Any]]
     """The validated JengaConfig."""
 
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Band: 1 goes before 0, which goes before -1. Teams share a band fairly."""
+
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    """Whole devices of one host that it runs on."""
+
+    oom_policy: Mapped[str] = mapped_column(default="fail", server_default="fail")
+    """When memory runs out: `fail`, or `shrink` to start once more with recompute on."""
+
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Expected peak on a GPU (memory/estimate.py), which a device must have; None when it is not known."""
+
     state: Mapped[str]
     """Who may act (JobState)."""
 
@@ -62,6 +75,21 @@ class Job(Base):
 
     rung_at: Mapped[float | None]
     """When its doorbell was last rung."""
+
+    stop_asked_at: Mapped[float | None]
+    """Somebody asked to finish now with what is trained."""
+
+    filler: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Claimed before its turn, on devices that the first in line could not use yet; it gives way to that one."""
+
+    give_way_at: Mapped[float | None]
+    """The first in line asked this filler for its devices."""
+
+    shrunk: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Memory ran out once, and it was started again with recompute on."""
+
+    gpu_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    """Device time of its ended attempts."""
 
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]

@@ -1,0 +1,187 @@
+"""Does the estimate hold? Predicted against measured peak memory, configuration by configuration.
+
+    python -m benchmarks memory                      what is missing from RESULTS/memory-GPU.json, then the table
+    python -m benchmarks memory --deadline 540       start no configuration after so many seconds; call again
+    python -m benchmarks memory --table              measure nothing, print what is there
+    python -m benchmarks memory --only tiny          a smoke test that runs anywhere
+
+Predicted is jenga_core/memory/estimate.py, whose coefficients this table is for. Measured is
+torch.cuda.max_memory_allocated over two whole training steps (forward, backward, AdamW; LoRA r = 8 on attention, random
+weights of the model's shape), each configuration in a process of its own, alone on the GPU. On a CPU the measured
+column is the process's resident memory and says nothing about the coefficients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import environment
+from benchmarks.shapes import SHAPES, make_model
+from jenga_core.config import JengaConfig
+from jenga_core.finetuning.adapters import add_adapter
+from jenga_core.memory.accounting import peak_bytes, reset_peak
+from jenga_core.memory.estimate import ModelShape, estimate
+from jenga_core.patching.apply import apply_jenga
+
+RESULTS = Path(__file__).parent / "results"
+GIB = 2**30
+STEPS = 2
+
+Case = dict[str, Any]
+
+
+def _cases() -> list[Case]:
+    """What is measured: model, tokens, batch size and the fields of the JengaConfig."""
+
+    def case(model: str, tokens: int, batch_size: int = 1, **config: Any) -> Case:
+        return {"model": model, "tokens": tokens, "batch_size": batch_size, "config": config}
+
+    cases = [case("tiny", 256), case("tiny", 256, preset="lora"), case("tiny", 256, recompute="full")]
+    for tokens in (4096, 8192, 16384, 32768):
+        cases += [case("llama-3-8b", tokens, recompute=each) for each in ("none", "mlp", "full")]
+    cases += [case("llama-3-8b", 8192, keep_fraction=each) for each in (0.2, 0.7)]
+    cases += [case("llama-3-8b", 8192, preset="lora", recompute=each) for each in ("none", "mlp", "full")]
+    cases += [
+        case("llama-3-8b", 8192, selection={"below_entry": "involved"}),
+        case("llama-3-8b", 8192, selection={"unselected": "forward_only"}),
+        case("llama-3-8b", 8192, selection={"scope": "per_layer"}),
+        case("llama-3-8b", 8192, selection={"loss_on": "all"}),
+        case("llama-3-8b", 4096, 2),
+        case("llama-3-8b", 4096, preset="lora", fused=False),
+        case("llama-2-7b", 8192),
+        case("llama-2-7b", 8192, recompute="full"),
+        case("qwen3-8b", 8192),
+        case("qwen3-8b", 16384, recompute="mlp"),
+        case("opt-1.3b", 8192),
+        case("opt-1.3b", 4096, preset="lora"),
+        case("smollm2-135m", 8192),
+        case("smollm2-135m", 16384, 2, keep_fraction=0.2),
+    ]
+    return cases
+
+
+CASES: Sequence[Case] = _cases()
+
+
+def predict(case: Case, device_kind: str) -> dict[str, Any]:
+    """The predicted columns."""
+    shape = SHAPES[case["model"]]
+    fields = {**shape.config_fields(case["tokens"]), "model_type": shape.model_type}
+    found = estimate(ModelShape.from_config(fields), config_of(case), case["batch_size"], device_kind=device_kind)
+    return {
+        "low_bytes": found.low_bytes,
+        "expected_bytes": found.expected_bytes,
+        "high_bytes": found.high_bytes,
+        "by_kind": dict(found.by_kind),
+    }
+
+
+def config_of(case: Case) -> JengaConfig:
+    """Exact scores: there are no predictors here."""
+    selection = {"score": "exact", **case["config"].get("selection", {})}
+    fields = {**case["config"], "selection": selection, "context_length_tokens": case["tokens"]}
+    return JengaConfig.parse(fields, param="case")
+
+
+def measure(case: Case, device: torch.device) -> dict[str, Any]:
+    """The measured columns; `out_of_memory` where it did not fit."""
+    config, shape = config_of(case), SHAPES[case["model"]]
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        model = add_adapter(make_model(shape, case["tokens"], device, dtype), config.lora)
+        apply_jenga(model, config)
+        model.train()
+        optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad])
+        ids = torch.randint(shape.vocabulary, (case["batch_size"], case["tokens"]), device=device)
+        reset_peak(device)
+        for _ in range(STEPS):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    except torch.OutOfMemoryError as error:
+        return {"out_of_memory": str(error).split(". GPU")[0]}
+    return {"peak_bytes": peak_bytes(device)}
+
+
+def main(argv: list[str]) -> int:
+    """Measure what is missing, one process after the other, and print the table; 3 when the deadline left some out."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
+    parser.add_argument("--out", type=Path, help="results file; RESULTS/memory-GPU.json by default")
+    parser.add_argument("--only", nargs="+", default=None, choices=list(SHAPES), help="models; all but tiny by default")
+    parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.one is not None:
+        print(json.dumps(measure(arguments.one, torch.device("cuda" if torch.cuda.is_available() else "cpu"))))
+        return 0
+    slug = environment.hardware_slug()
+    out: Path = arguments.out or RESULTS / f"memory-{slug}.json"
+    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    models = arguments.only or [name for name in SHAPES if not name.startswith("tiny")]
+    missing = [case for case in CASES if case["model"] in models and not any(_is_row_of(row, case) for row in rows)]
+    started = time.monotonic()
+    while missing and not arguments.table and time.monotonic() - started < arguments.deadline:
+        case = missing.pop(0)
+        rows.append({**case, **_run(case), "environment": environment.versions() | {"hardware": slug}})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(rows, indent=1) + "\n")
+        print(line(rows[-1], slug), flush=True)
+    if arguments.table:
+        print("\n".join(line(row, slug) for row in rows))
+    print(summary(rows, slug))
+    return 3 if missing and not arguments.table else 0
+
+
+def _run(case: Case) -> dict[str, Any]:
+    """In a process of its own, so that nothing of another configuration is left on the GPU."""
+    command = [sys.executable, "-m", "benchmarks", "memory", "--one", json.dumps(case)]
+    environment_of = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment_of)
+    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def _is_row_of(row: Mapping[str, Any], case: Case) -> bool:
+    return all(row[name] == value for name, value in case.items())
+
+
+def line(row: Mapping[str, Any], slug: str) -> str:
+    """One configuration: measured, then low, expected and high, and how far expected is off. Predicted anew: rows keep
+    only what was measured."""
+    case = {name: row[name] for name in ("model", "tokens", "batch_size", "config")}
+    predicted = predict(case, _kind(slug))
+    low, expected, high = (predicted[f"{name}_bytes"] for name in ("low", "expected", "high"))
+    name = f"{row['model']:>13} {row['tokens']:>6} x{row['batch_size']} {json.dumps(row['config']):<48}"
+    numbers = f"{low / GIB:7.2f} {expected / GIB:7.2f} {high / GIB:7.2f}"
+    if "peak_bytes" not in row:
+        return f"{name} out of memory; predicted {numbers} GiB"
+    peak = row["peak_bytes"]
+    outside = "" if low <= peak <= high else "  outside of low..high"
+    return f"{name} {peak / GIB:7.2f} GiB; predicted {numbers} ({expected / peak - 1:+.1%}){outside}"
+
+
+def summary(rows: Sequence[Mapping[str, Any]], slug: str) -> str:
+    """How many are within 5 %, and within low and high."""
+    measured = [row for row in rows if "peak_bytes" in row]
+    close = inside = 0
+    for row in measured:
+        predicted = predict({name: row[name] for name in ("model", "tokens", "batch_size", "config")}, _kind(slug))
+        close += abs(predicted["expected_bytes"] / row["peak_bytes"] - 1) <= 0.05
+        inside += predicted["low_bytes"] <= row["peak_bytes"] <= predicted["high_bytes"]
+    return f"{len(measured)} measured: {close} within 5 % of expected, {inside} between low and high"
+
+
+def _kind(slug: str) -> str:
+    return "cpu" if slug == "cpu" else "cuda"

@@ -1,0 +1,71 @@
+"""A layer whose output is known, as a node of the autograd graph: its forward costs nothing.
+
+The exact pass over all tokens has computed each layer's output for the involved rows too. `replay` puts those rows into
+the graph as if the layer had just made them. Backward runs the layer once more with gradient, from its saved input and
+its saved attention output: queries, norms, gate and up are recomputed, attention is not, nor is anything that only the
+known output depends on. What is kept is 4 of the row's vectors (input, attention output, key, value) where the layer's
+own graph keeps about a dozen.
+
+The same node serves layers that compute all their rows but should save little (`recompute='full'`).
+
+Shapes   B batch, G involved tokens, E hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jenga_core.layers.attention import Attended
+from jenga_core.layers.gated_mlp import output_unused
+
+Layer = Callable[[Tensor, Attended], Tensor]
+"""From the rows that enter, and what is known of their attention, to the rows that leave, with gradient."""
+
+
+def replay(
+    layer: Layer, x_BGE: Tensor, y_BGE: Tensor, attended: Attended, parameters: Sequence[nn.Parameter]
+) -> Tensor:
+    """y with the gradient of layer(x): to x, and to the parameters.
+
+    Args:
+        layer: must compute y from x; it runs in backward only. Nothing in it may be random.
+        x_BGE: rows that enter.
+        y_BGE: rows that leave, known.
+        attended: the rows of the layer's attention, known.
+        parameters: of the layer, those that are trained.
+    """
+    if not torch.is_grad_enabled():
+        return y_BGE
+    y: Tensor = _Replay.apply(x_BGE, y_BGE, layer, attended, *parameters)
+    return y
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, layer: Layer, attended: Attended, *parameters: nn.Parameter) -> Tensor:
+        ctx.layer, ctx.sight, ctx.parameters = layer, attended.sight, parameters
+        ctx.autocast = _autocast_of(x.device.type)
+        ctx.save_for_backward(x, attended.o_BHTD, attended.lse_BHT, attended.k_BKTD, attended.v_BKTD)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, o, lse, k, v = ctx.saved_tensors
+        x = x.detach().requires_grad_(ctx.needs_input_grad[0])
+        wanted = [tensor for tensor in (x, *ctx.parameters) if tensor.requires_grad]
+        with torch.enable_grad(), ctx.autocast(), output_unused():
+            y = ctx.layer(x, Attended(o, lse, k, v, ctx.sight))
+        found = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True))
+        dx = next(found) if x.requires_grad else None
+        dw = [next(found) if parameter.requires_grad else None for parameter in ctx.parameters]
+        return (dx, None, None, None, *dw)
+
+
+def _autocast_of(device_type: str) -> Callable[[], Any]:
+    """Today's autocast, to be entered again in backward, which runs outside of it."""
+    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)

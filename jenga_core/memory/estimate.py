@@ -1,0 +1,383 @@
+"""How much GPU memory will a job need? Counted from shapes, before anything is loaded. Torch-free: the API asks too.
+
+With E hidden, Q = heads x head size, K = key/value heads x head size, F intermediate, V vocabulary, L layers, T tokens
+of the batch, n of them involved, and 2 bytes an element (4 on a CPU), the memory at the worst moment of a step is
+
+    weights    parameters x 2
+    adapter    16 a: parameter, gradient and AdamW's two moments in float32, of a = r x sum(in + out) parameters
+    kept       sum over layers of what a row leaves for the backward pass (ROW, in elements) x rows
+    + the largest of what comes and goes
+        exact pass   all T rows through one layer without gradient, while the lower layers' K and V wait
+        loss         LOGIT elements for each of segment_tokens x V logits
+        backward     one layer's gradients; with recompute, also what it left out
+
+Which rows leave what is the policy's: below the entry layer of deferred selection an involved row leaves DEFERRED, from
+the entry layer on ROW[recompute], and a token that is computed without gradient there leaves its K and V.
+
+The coefficients below are the whole of what is fitted. `python -m benchmarks memory` measures them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jenga_core.config import JengaConfig
+from jenga_core.errors import ConfigError
+
+ELEMENT_BYTES = {"cuda": 2, "cpu": 4}
+"""Of weights and activations: bfloat16, or float32 (finetuning/pretrained.py)."""
+
+ROW = {
+    "unfused": {"E": 16, "Q": 3, "K": 2, "F": 3},  # norms, and peft's inputs of q, k, v, o, in float32; act and up
+    "none": {"E": 4, "Q": 2, "K": 2, "F": 2},  # x, normed twice, x_mid; q, attention out; k, v; gate, up
+    "mlp": {"E": 4, "Q": 2, "K": 2, "F": 0},
+    "full": {"E": 1, "Q": 1, "K": 2, "F": 0},  # x; attention out; k, v
+}
+"""Elements that a row with gradient leaves in one layer: left to transformers and peft, or lean, by `recompute`."""
+
+LEAN_NOT = ("opt",)
+"""Model types whose layers have no lean form (patching/fused.py)."""
+
+DEFERRED = {"E": 1, "Q": 1, "K": 2, "F": 0}
+"""The same below the entry layer of deferred selection."""
+
+FORWARD_ONLY = {"E": 0, "Q": 0, "K": 2, "F": 0}
+"""Of a token computed without gradient, which others attend to."""
+
+EXACT_PASS = {"E": 3, "Q": 2, "K": 2, "F": 3}
+"""Elements per row that exist at once inside of one layer of a pass without gradient."""
+
+BACKWARD = {"E": 3, "Q": 2, "K": 2, "F": 3}
+"""Gradients per row inside of one layer's backward pass."""
+
+LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
+"""Per row that carries loss: hidden state, normed, and its gradient (loss/segmented_cross_entropy.py)."""
+
+LSE_BYTES = 4
+"""Attention's log-sum-exp, per row and head."""
+
+LOGIT = 1
+"""Elements per logit of a segment; the gradient takes the logits' own place."""
+
+OPTIMIZER_BYTES = {"adamw": 8, "sgd": 0}
+"""State per adapter parameter, beside parameter and gradient of 4 bytes each."""
+
+RUNTIME_BYTES = {"cuda": 72 * 2**20, "cpu": 512 * 2**20}
+"""Workspaces of the libraries; on a CPU, the process."""
+
+CONTEXT_BYTES = 1 * 2**30
+"""What a GPU must have beside the allocator's peak: the CUDA context, and blocks that do not fit together."""
+
+UNCERTAIN = {
+    "weights": (0.005, 0.005),
+    "adapter_and_optimizer": (0.02, 0.05),
+    "activations": (0.06, 0.08),
+    "loss": (0.3, 0.4),
+    "temporaries": (0.4, 0.5),
+    "predictor": (0.5, 0.5),
+    "runtime": (0.9, 2.0),
+}
+"""How far below and above a kind may be, as fractions of it."""
+
+LONGEST_TOKENS = 2**24
+"""Where the search for the longest context ends."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a model decides how much memory it needs."""
+
+    model_type: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    parameters: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """In bfloat16."""
+        return 2 * self.parameters
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """By the letters of the formula."""
+        return {
+            "E": self.hidden,
+            "Q": self.heads * self.head_size,
+            "K": self.kv_heads * self.head_size,
+            "F": self.intermediate,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, parameters: int | None = None) -> ModelShape:
+        """From a model folder's config.json; `parameters` is counted from the shapes unless given.
+
+        Raises:
+            ConfigError: a field is missing or no number; it is named.
+        """
+
+        def number(*names: str, default: int | None = None) -> int:
+            for name in names:
+                if (value := config.get(name)) is not None:
+                    if not isinstance(value, int) or value <= 0:
+                        raise ConfigError(f"config.json: {name} must be a positive number, got {value!r}")
+                    return value
+            if default is None:
+                raise ConfigError(f"config.json has no {' and no '.join(names)}; its memory cannot be estimated")
+            return default
+
+        hidden, heads = number("hidden_size"), number("num_attention_heads")
+        head_size = number("head_dim", default=hidden // heads)
+        kv_heads = number("num_key_value_heads", default=heads)
+        intermediate, layers = number("intermediate_size", "ffn_dim"), number("num_hidden_layers")
+        vocabulary = number("vocab_size")
+        model_type = str(config.get("model_type", ""))
+        gated = "ffn_dim" not in config
+        if parameters is None:
+            attention = 2 * hidden * head_size * (heads + kv_heads)
+            mlp = (3 if gated else 2) * hidden * intermediate
+            tied = config.get("tie_word_embeddings", model_type in ("opt", "gemma2", "gemma3_text"))
+            embeddings = vocabulary * hidden * (1 if tied else 2)
+            parameters = embeddings + layers * (attention + mlp + 2 * hidden) + hidden
+        return cls(model_type, hidden, intermediate, layers, heads, kv_heads, head_size, vocabulary, parameters)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, parameters: int | None = None) -> ModelShape:
+        """From the config.json inside. Raises ConfigError."""
+        path = folder / "config.json"
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise ConfigError(f"{path} must hold a JSON object, got {type(config).__name__}")
+        return cls.from_config(config, parameters=parameters)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Peak of a training step, as the allocator counts (torch.cuda.max_memory_allocated)."""
+
+    low_bytes: int
+    expected_bytes: int
+    high_bytes: int
+    by_kind: Mapping[str, int]
+    """At the worst moment: weights, adapter_and_optimizer, activations, loss, temporaries, predictor, runtime. They sum
+    to `expected_bytes`."""
+
+    device_kind: str = "cuda"
+
+    @property
+    def device_bytes(self) -> int:
+        """What a device must have for it."""
+        return self.expected_bytes + (CONTEXT_BYTES if self.device_kind == "cuda" else 0)
+
+
+def estimate(
+    shape: ModelShape,
+    config: JengaConfig,
+    batch_size: int = 1,
+    optimizer: str = "adamw",
+    device_kind: str = "cuda",
+) -> MemoryEstimate:
+    """Peak memory of one step with full contexts.
+
+    Where thresholds choose, the share that will be kept is not known: expected counts with `keep_fraction`, low and
+    high with the least and the most that may be kept.
+
+    Raises:
+        ConfigError: an optimizer or device kind that is not in the tables above.
+    """
+    for name, value, known in (
+        ("optimizer", optimizer, OPTIMIZER_BYTES),
+        ("device kind", device_kind, ELEMENT_BYTES),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name} {value!r} is not known; known are {', '.join(map(repr, known))}")
+    kept = _kept_tokens(config, batch_size)
+    kinds = _by_kind(shape, config, batch_size, kept, optimizer, device_kind)
+    low = high = kinds
+    if config.enabled and config.selection.by == "threshold":
+        least = min(2 * config.selection.block_tokens, config.context_length_tokens) * batch_size
+        low = _by_kind(shape, config, batch_size, least, optimizer, device_kind)
+        high = _by_kind(shape, config, batch_size, config.context_length_tokens * batch_size, optimizer, device_kind)
+    return MemoryEstimate(
+        low_bytes=int(sum(size * (1 - UNCERTAIN[kind][0]) for kind, size in low.items())),
+        expected_bytes=sum(kinds.values()),
+        high_bytes=int(sum(size * (1 + UNCERTAIN[kind][1]) for kind, size in high.items())),
+        by_kind=kinds,
+        device_kind=device_kind,
+    )
+
+
+def longest_context(shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int) -> int:
+    """The largest context_length_tokens, in whole blocks, that fits a GPU of that size; 0 when not even a block does.
+
+    The model's own limit on positions is not looked at.
+    """
+    block = config.selection.block_tokens
+
+    def fits(blocks: int) -> bool:
+        longer = config.model_copy(update={"context_length_tokens": blocks * block})
+        return estimate(shape, longer, batch_size).device_bytes <= capacity_bytes
+
+    fit, too_long = 0, max(LONGEST_TOKENS // block, 1)
+    while too_long - fit > 1:
+        middle = (fit + too_long) // 2
+        fit, too_long = (middle, too_long) if fits(middle) else (fit, middle)
+    return fit * block
+
+
+def smallest_change(shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int) -> str | None:
+    """The change that costs least and makes the job fit a GPU of that size, in words; None when nothing does.
+
+    Tried in this order: computing again what was not kept (costs time), smaller micro-batches, fewer kept tokens (costs
+    quality), both, a shorter context.
+    """
+
+    def fits(changed: JengaConfig, batch: int) -> bool:
+        return estimate(shape, changed, batch).device_bytes <= capacity_bytes
+
+    order = ("none", "mlp", "full")
+    for recompute in order[order.index(config.recompute) + 1 :]:
+        if fits(config.model_copy(update={"recompute": recompute}), batch_size):
+            return f"recompute={recompute!r}"
+    if batch_size > 1 and fits(config, 1):
+        return f"batch_size 1 and gradient_accumulation_steps {config.gradient_accumulation_steps * batch_size}"
+    leanest = config.model_copy(update={"recompute": "full"})
+    for start, words in ((config, ""), (leanest, "recompute='full' and ")):
+        for fraction in (0.3, 0.25, 0.2, 0.15, 0.1):
+            sparse = _with_keep_fraction(start, fraction)
+            if sparse is not None and fits(sparse, batch_size):
+                return (
+                    f"{words}{'' if config.enabled else 'preset=' + repr('jenga') + ' with '}keep_fraction {fraction:g}"
+                )
+    longest = longest_context(shape, leanest, 1, capacity_bytes)
+    if longest < config.selection.block_tokens * 2:
+        return None
+    return f"recompute='full', batch_size 1 and context_length_tokens {longest}"
+
+
+def recompute_of(config: JengaConfig) -> str:
+    """What the backward pass computes again: none, mlp or full."""
+    return config.recompute
+
+
+def _row_of(shape: ModelShape, config: JengaConfig) -> str:
+    """Which of ROW a layer with gradient leaves."""
+    plain = config.recompute == "none" and (not config.fused or shape.model_type in LEAN_NOT)
+    return "unfused" if plain else config.recompute
+
+
+def _with_keep_fraction(config: JengaConfig, fraction: float) -> JengaConfig | None:
+    """The config that keeps only so much; None when it keeps less already."""
+    if config.enabled and config.selection.keep_fraction <= fraction:
+        return None
+    selection = config.selection.model_copy(update={"keep_fraction": fraction})
+    return config.model_copy(update={"enabled": True, "selection": selection})
+
+
+def _kept_tokens(config: JengaConfig, batch_size: int) -> int:
+    """Tokens of the batch that stay involved: whole blocks, at least two of each sequence."""
+    tokens = config.context_length_tokens
+    if not config.enabled:
+        return tokens * batch_size
+    block = config.selection.block_tokens
+    blocks = max(math.ceil(config.selection.keep_fraction * math.ceil(tokens / block)), 2)
+    return min(blocks * block, tokens) * batch_size
+
+
+def _by_kind(
+    shape: ModelShape, config: JengaConfig, batch_size: int, kept: int, optimizer: str, device_kind: str
+) -> dict[str, int]:
+    element = ELEMENT_BYTES[device_kind]
+    row = {name: element * _elements(shape, table) for name, table in ROW.items()}
+    tokens = config.context_length_tokens * batch_size
+    leaves, selection = _row_of(shape, config), config.selection
+    entry = 0 if not config.enabled else _entry_layer(shape, config)
+    upper = shape.layers - entry
+    deferred = config.enabled and selection.below_entry == "forward_only"
+
+    lse = LSE_BYTES * shape.heads
+    gate_up = element * ROW[leaves]["F"] * shape.intermediate
+    skipped_mlp = (1 - selection.mlp_keep_fraction) * gate_up if config.enabled else 0
+    activations = upper * kept * (row[leaves] + lse - skipped_mlp)
+    if deferred:
+        activations += entry * kept * (element * _elements(shape, DEFERRED) + lse)
+    else:
+        activations += entry * tokens * (row[leaves] + lse)
+    if config.enabled and selection.unselected == "forward_only":
+        activations += upper * (tokens - kept) * element * _elements(shape, FORWARD_ONLY)
+
+    with_loss = tokens if not config.enabled or selection.loss_on == "all" else kept
+    hidden = with_loss * element * _elements(shape, LOSS_ROW)
+    logits = min(config.loss.segment_tokens, with_loss) * shape.vocabulary * LOGIT * element
+
+    widest = tokens if not config.enabled or (entry > 0 and not deferred) else kept
+    backward = widest * element * _elements(shape, BACKWARD)
+    if config.recompute != "none" or deferred:
+        backward += widest * (row["none"] - row[config.recompute if not deferred else "full"])
+    exact_pass = 0
+    if config.enabled and selection.has_exact_pass:
+        waiting = entry * tokens * element * 2 * shape.widths["K"]
+        exact_pass = waiting + tokens * element * _elements(shape, EXACT_PASS)
+
+    kinds = {
+        "weights": shape.parameters * element,
+        "adapter_and_optimizer": _adapter_parameters(shape, config) * (8 + OPTIMIZER_BYTES[optimizer]),
+        "predictor": _predictor_bytes(shape, config, device_kind),
+        "runtime": RUNTIME_BYTES[device_kind],
+    }
+    moments: tuple[dict[str, int], ...] = (
+        {"activations": 0, "loss": 0, "temporaries": exact_pass},
+        {"activations": int(activations), "loss": logits + hidden, "temporaries": 0},
+        {"activations": int(activations), "loss": 0, "temporaries": backward},
+    )
+    worst = max(moments, key=lambda moment: sum(moment.values()))
+    return {**kinds, **worst}
+
+
+def _elements(shape: ModelShape, table: Mapping[str, int]) -> int:
+    return sum(count * shape.widths[letter] for letter, count in table.items())
+
+
+def _entry_layer(shape: ModelShape, config: JengaConfig) -> int:
+    """The layer that chooses; half of them by default (config.py)."""
+    entry = config.selection.entry_layer
+    return shape.layers // 2 if entry is None else min(entry, shape.layers)
+
+
+def _adapter_parameters(shape: ModelShape, config: JengaConfig) -> int:
+    """r x (in + out) for each linear layer that has an adapter."""
+    wide = shape.widths
+    sizes = {
+        "q_proj": wide["E"] + wide["Q"],
+        "k_proj": wide["E"] + wide["K"],
+        "v_proj": wide["E"] + wide["K"],
+        "o_proj": wide["Q"] + wide["E"],
+        "out_proj": wide["Q"] + wide["E"],
+        "qkv_proj": wide["E"] + wide["Q"] + 2 * wide["K"],
+        "gate_up_proj": wide["E"] + 2 * wide["F"],
+    }
+    targets = config.lora.target_modules or ("q_proj", "k_proj", "v_proj", "o_proj")
+    return shape.layers * config.lora.r * sum(sizes.get(name, wide["E"] + wide["F"]) for name in targets)
+
+
+def _predictor_bytes(shape: ModelShape, config: JengaConfig, device_kind: str) -> int:
+    """Two networks of three matrices in float32 for each layer that selects, where scores may be predicted."""
+    score = config.selection.score
+    if not config.enabled or not (score == "predicted" or (score == "auto" and device_kind == "cuda")):
+        return 0
+    selecting = 1 if config.selection.scope == "carried" else shape.layers - _entry_layer(shape, config)
+    hidden = config.predictor.hidden
+    last = hidden * config.predictor.head_size * (shape.heads + shape.kv_heads)
+    return 4 * selecting * (2 * (shape.hidden * hidden + hidden * hidden) + last)

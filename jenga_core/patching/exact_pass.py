@@ -1,0 +1,124 @@
+"""One layer for all tokens without gradient, and what remains of it to give its involved rows a gradient later.
+
+The pass leaves each layer's input, attention output, keys and values. When the set is chosen, the rows of inputs and
+attention outputs are taken, the rest of them is dropped, and the layer joins the autograd graph by `replay`: its output
+is known, so nothing runs until backward.
+
+A layer with dropout makes another output each time it runs. It does run again, for the rows, over the keys and values
+of all tokens.
+
+Shapes   B batch, T tokens, G involved tokens, E hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jenga_core.elimination.selection import Selection
+from jenga_core.errors import ConfigError
+from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows
+from jenga_core.layers.replay import replay
+from jenga_core.layers.rows import take_rows
+from jenga_core.patching.attention_calls import attention_by, without_mask
+from jenga_core.patching.involvement import Involvement
+
+
+@dataclass(frozen=True)
+class ExactLayer:
+    """What a layer's pass over all the rows that it is given leaves behind."""
+
+    x_BxE: Tensor
+    attended: Attended
+
+    drew_random_numbers: bool
+    """So it drops something out, and would make another output if it ran again."""
+
+
+def run_exactly(
+    involvement: Involvement,
+    index: int,
+    x_BxE: Tensor,
+    arguments: Mapping[str, Any],
+    among: Selection | None = None,
+) -> tuple[Tensor, ExactLayer]:
+    """The layer's output for all rows, without gradient, and what it leaves.
+
+    Args:
+        x_BxE: all T tokens, or the involved rows if `among` is given: these then see each other only.
+        arguments: the layer's keyword arguments for these rows.
+    """
+    attended: list[Attended] = []
+
+    def attend_and_remember(call: AttentionCall) -> Tensor:
+        if call.dropout:
+            raise ConfigError(
+                f"attention dropout is {call.dropout:g}; tokens that are computed exactly, and layers that are "
+                "computed again, need the model's config.attention_dropout at 0"
+            )
+        attended.append(attend(call, involvement.sight(call.window_tokens, among)))
+        return attended[0].o_BHTD
+
+    layer = involvement.parts.layers[index]
+    elimination = nullcontext() if among is None else involvement.mlp_elimination(index, among)
+    before = _random_state(x_BxE.device)
+    with torch.no_grad(), elimination, attention_by(layer, involvement.parts.architecture, attend_and_remember):
+        y_BxE = involvement.layer_forwards[index](x_BxE, **without_mask(arguments))
+    drew = _random_state(x_BxE.device) != before
+    return y_BxE, ExactLayer(x_BxE, attended[0], drew)
+
+
+def rows_of_exact_layer(
+    involvement: Involvement,
+    index: int,
+    x_BGE: Tensor,
+    y_BTE: Tensor,
+    left: ExactLayer,
+    row_arguments: Mapping[str, Any],
+    selection: Selection,
+) -> Tensor:
+    """The involved rows that leave a layer whose exact pass has been, with gradient; x are those that enter it."""
+    layer = involvement.parts.layers[index]
+    if left.drew_random_numbers:
+
+        def attend_again(call: AttentionCall) -> Tensor:
+            return attention_of_rows(call, left.attended.with_rows(call, selection))
+
+        with attention_by(layer, involvement.parts.architecture, attend_again):
+            return involvement.layer_forwards[index](x_BGE, **without_mask(row_arguments))
+    y_BGE = take_rows(y_BTE, selection.token_index_BG)
+    return replayed(involvement, index, x_BGE, y_BGE, left.attended.at_rows(selection), row_arguments)
+
+
+def replayed(
+    involvement: Involvement,
+    index: int,
+    x_BGE: Tensor,
+    y_BGE: Tensor,
+    attended: Attended,
+    row_arguments: Mapping[str, Any],
+    among: Selection | None = None,
+) -> Tensor:
+    """The rows y that the layer has made of x, with gradient by replay."""
+    layer, architecture = involvement.parts.layers[index], involvement.parts.architecture
+    forward, arguments = involvement.layer_forwards[index], without_mask(row_arguments)
+
+    def again(x_BGE: Tensor, attended: Attended) -> Tensor:
+        elimination = nullcontext() if among is None else involvement.mlp_elimination(index, among)
+        with elimination, attention_by(layer, architecture, lambda call: attention_of_rows(call, attended)):
+            return forward(x_BGE, **arguments)
+
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return replay(again, x_BGE, y_BGE, attended, trained)
+
+
+def _random_state(device: torch.device) -> object:
+    """Something that is another after a random number was drawn on the device."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0].get_offset()
+    return torch.get_rng_state().numpy().tobytes()

@@ -1,0 +1,147 @@
+"""What a job would be, before it is made: rows, tokens, steps, memory, devices that it fits on, time. Writes nothing.
+
+Time comes from what is known: the speed of earlier jobs of the same model, method and about the same context. Where
+there are none, nobody knows, and none is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jenga_core.config import JengaConfig
+from jenga_core.errors import DataError
+from jenga_core.memory import estimate as memory
+from jenga_core.memory.estimate import MemoryEstimate, ModelShape
+from jenga_core.service.db.models import Job, JobMetric
+from jenga_core.service.estimates.rows import RowCounts
+from jenga_core.service.fleet.repository import DeviceView, Fleet
+from jenga_core.service.jobs.state import JobState
+
+DEFAULT_BATCH_SIZE = 1
+DEFAULT_EPOCHS = 3
+EARLIER_JOBS = 5
+STEPS_OF_EACH = 50
+"""The newest, of which the median is taken."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Memory under the settings asked for, or under others to compare with."""
+
+    name: str
+    estimate: MemoryEstimate
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether the job fits a device."""
+
+    device: DeviceView
+    fits: bool
+    longest_context_tokens: int | None
+    """That would fit a GPU with these settings; None on a CPU, whose memory is everybody's."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of training, without the stages before and after."""
+
+    low: float
+    expected: float
+    high: float
+
+
+def batch_size_of(hyperparameters: Mapping[str, Any]) -> int:
+    """Sequences in a micro-batch; "auto" as the trainer resolves it."""
+    value = hyperparameters["batch_size"]
+    return DEFAULT_BATCH_SIZE if value == "auto" else int(value)
+
+
+def steps_of(config: JengaConfig, hyperparameters: Mapping[str, Any], sequences: int) -> int:
+    """Optimizer steps, as finetuning/trainer.make_plan counts them."""
+    if config.max_steps is not None:
+        return config.max_steps
+    epochs = DEFAULT_EPOCHS if hyperparameters["n_epochs"] == "auto" else int(hyperparameters["n_epochs"])
+    return epochs * math.ceil(sequences / (batch_size_of(hyperparameters) * config.gradient_accumulation_steps))
+
+
+def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_kind: str) -> list[Setting]:
+    """As asked, and what would be without the method or with everything computed again."""
+    asked: dict[str, JengaConfig] = {"as asked": config}
+    if "recompute" in JengaConfig.model_fields and memory.recompute_of(config) != "full":
+        asked["recompute full"] = config.model_copy(update={"recompute": "full"})
+    if config.enabled:
+        asked["dense LoRA"] = config.model_copy(update={"enabled": False})
+    return [
+        Setting(name, memory.estimate(shape, each, batch_size, device_kind=device_kind)) for name, each in asked.items()
+    ]
+
+
+def fits_of(shape: ModelShape, config: JengaConfig, batch_size: int, fleet: Fleet) -> list[Fit]:
+    """Every device of a worker that is online."""
+    found = []
+    for worker in fleet.workers:
+        for device in worker.devices if worker.state == "online" else ():
+            needed = memory.estimate(shape, config, batch_size, device_kind=device.kind).device_bytes
+            longest = None
+            if device.kind == "cuda":
+                longest = memory.longest_context(shape, config, batch_size, device.memory_bytes)
+            found.append(Fit(device, needed <= device.memory_bytes, longest))
+    return found
+
+
+def advice_of(shape: ModelShape, config: JengaConfig, batch_size: int, fits: Sequence[Fit]) -> str | None:
+    """What to change when no GPU is large enough, in words; None when one is, or when there are none."""
+    gpus = [fit for fit in fits if fit.device.kind == "cuda"]
+    if not gpus or any(fit.fits for fit in gpus):
+        return None
+    largest = max(fit.device.memory_bytes for fit in gpus)
+    change = memory.smallest_change(shape, config, batch_size, largest)
+    if change is None:
+        return f"no setting makes this job fit the largest GPU here ({largest / 2**30:.0f} GiB); use a smaller model"
+    return f"no GPU here is large enough; with {change} the job would fit the largest ({largest / 2**30:.0f} GiB)"
+
+
+def seconds_of(
+    session: Session, model: str, config: JengaConfig, hyperparameters: Mapping[str, Any], counts: RowCounts
+) -> Seconds | None:
+    """From the speed of the newest jobs that resemble this one; None when there are none."""
+    speeds = _speeds(session, model, config)
+    if not speeds or not counts.sequences:
+        return None
+    per_step = batch_size_of(hyperparameters) * config.gradient_accumulation_steps * counts.tokens / counts.sequences
+    tokens = steps_of(config, hyperparameters, counts.sequences) * per_step
+    slow, fast = speeds[0], speeds[-1]
+    if len(speeds) > 1:
+        slow, *_, fast = quantiles(speeds, n=10, method="inclusive")
+    return Seconds(low=tokens / fast, expected=tokens / median(speeds), high=tokens / slow)
+
+
+def require_sequences(counts: RowCounts, context_length_tokens: int) -> None:
+    """Raise DataError when the trainer would find nothing to learn from."""
+    if not counts.sequences:
+        raise DataError(f"no row leaves a sequence with a label in {context_length_tokens} tokens")
+
+
+def _speeds(session: Session, model: str, config: JengaConfig) -> list[float]:
+    """Tokens per second of earlier steps, ascending."""
+    ended = select(Job).where(Job.state == JobState.SUCCEEDED, Job.model == model)
+    speeds: list[float] = []
+    alike = 0
+    for job in session.scalars(ended.order_by(Job.created_at.desc()).limit(10 * EARLIER_JOBS)):
+        if job.config["enabled"] != config.enabled or alike == EARLIER_JOBS:
+            continue
+        if not 0.5 <= job.config["context_length_tokens"] / config.context_length_tokens <= 2:
+            continue
+        steps = select(JobMetric.tokens_per_second).where(JobMetric.job_id == job.id, JobMetric.tokens_per_second > 0)
+        found = session.scalars(steps.order_by(JobMetric.step.desc()).limit(STEPS_OF_EACH))
+        speeds += [speed for speed in found if speed is not None]
+        alike += 1
+    return sorted(speeds)

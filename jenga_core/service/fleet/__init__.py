@@ -1,0 +1,1 @@
+"""The fleet: which hosts and devices there are, who holds them, and who is next."""

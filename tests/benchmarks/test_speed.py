@@ -1,0 +1,199 @@
+"""Rows that resume, fail alone, and stop at the deadline; no model is run here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import environment, plans, speed
+from benchmarks.contenders import POLICIES, RECOMPUTE
+from benchmarks.speed import ResultsFile, RowFailed, expected_seconds
+from benchmarks.step import Spec
+
+CEILINGS = {
+    "hardware": "cpu",
+    "gemm_tflops": {"64": 1.0},
+    "copy_gb_per_second": 1.0,
+    "attention_tflops": [[64, 500.0, 400.0]],
+}
+LORA, JENGA = plans.row("tiny", 512, "lora"), plans.row("tiny", 512, "jenga")
+
+
+def measured(spec: Spec, **changed: Any) -> dict[str, Any]:
+    return {
+        **spec.__dict__,
+        **environment.describe(),
+        "step_ms_p20": 9.0,
+        "step_ms_p50": 10.0,
+        "step_ms_p80": 11.0,
+        "peak_bytes": 2**30,
+        "reserved_bytes": 2**30,
+        "allocator": "host",
+        "attention_backends": {"cudnn": 4},
+        "loss": 6.0,
+        **changed,
+    }
+
+
+class FakeTurn:
+    """Measures at once, or does what `outcomes` says for a policy."""
+
+    started: list[str] = []
+    outcomes: dict[str, Any] = {}
+
+    def __init__(self, *command: str) -> None:
+        self.command = command
+        name = command[0] if command[0] == "ceilings" else json.loads(command[1])["policy"]
+        FakeTurn.started.append(name)
+        self.name = name
+
+    def take(self, seconds: float) -> dict[str, Any]:
+        outcome = FakeTurn.outcomes.get(self.name)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if self.name == "ceilings":
+            return CEILINGS
+        return measured(Spec(**json.loads(self.command[1])), **(outcome or {}))
+
+    def dismiss(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def turns(monkeypatch: pytest.MonkeyPatch) -> type[FakeTurn]:
+    FakeTurn.started, FakeTurn.outcomes = [], {}
+    monkeypatch.setattr(speed, "Turn", FakeTurn)
+    monkeypatch.setattr(environment, "hardware_slug", lambda: "h100")
+    return FakeTurn
+
+
+def run(folder: Path, *specs: Spec, seconds: float = 1000, again: bool = False) -> int:
+    return speed.run(list(specs), folder, timed_steps=5, deadline=time.monotonic() + seconds, again=again)
+
+
+def test_rows_are_kept_with_ceilings_and_derived_columns(tmp_path: Path) -> None:
+    assert run(tmp_path, LORA, JENGA) == 0
+    content = json.loads((tmp_path / "speed-tiny-h100.json").read_text())
+    assert content["ceilings"] == CEILINGS
+    lora, jenga = content["rows"]
+    assert (lora["policy"], jenga["policy"]) == ("lora", "jenga")
+    assert jenga["time_of_lora"] == 1
+    assert jenga["saved_of_lora"] == 0
+    assert 0 < jenga["roofline_ms"] < lora["roofline_ms"]
+
+
+def test_what_is_there_is_not_measured_again(tmp_path: Path, turns: type[FakeTurn]) -> None:
+    run(tmp_path, LORA)
+    turns.started.clear()
+    assert run(tmp_path, LORA, JENGA) == 0
+    assert turns.started == ["jenga"]
+    assert run(tmp_path, LORA, again=True) == 0
+    assert turns.started == ["jenga", "lora"]
+
+
+def test_another_commit_makes_our_rows_stale_and_no_others(
+    tmp_path: Path, turns: type[FakeTurn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JENGA_COMMIT", "aaaaaaa")
+    run(tmp_path, LORA, JENGA)
+    turns.started.clear()
+    monkeypatch.setenv("JENGA_COMMIT", "bbbbbbb")
+    run(tmp_path, LORA, JENGA)
+    assert turns.started == ["jenga"]
+    assert [row["commit"] for row in ResultsFile(tmp_path, "tiny").rows] == ["aaaaaaa", "bbbbbbb"]
+
+
+def test_another_version_makes_every_row_stale(
+    tmp_path: Path, turns: type[FakeTurn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, LORA)
+    turns.started.clear()
+    versions = {**environment.versions(), "torch": "3.0"}
+    monkeypatch.setattr(environment, "versions", lambda: versions)
+    run(tmp_path, LORA)
+    assert turns.started == ["lora"]
+
+
+def test_a_row_that_fails_leaves_the_others(
+    tmp_path: Path, turns: type[FakeTurn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns.outcomes = {"lora": RowFailed("ValueError: no such thing")}
+    assert run(tmp_path, LORA, JENGA) == 1
+    assert "ValueError: no such thing" in capsys.readouterr().out
+    assert [row["policy"] for row in ResultsFile(tmp_path, "tiny").rows] == ["jenga"]
+
+
+def test_a_row_that_outlives_the_deadline_counts_as_failed(tmp_path: Path, turns: type[FakeTurn]) -> None:
+    turns.outcomes = {"lora": subprocess.TimeoutExpired("step", 1)}
+    assert run(tmp_path, LORA) == 1
+    assert ResultsFile(tmp_path, "tiny").rows == []
+
+
+def test_out_of_memory_is_a_result(tmp_path: Path, turns: type[FakeTurn], capsys: pytest.CaptureFixture[str]) -> None:
+    row = measured(LORA, out_of_memory="CUDA out of memory")
+    for name in ("step_ms_p20", "step_ms_p50", "step_ms_p80"):
+        del row[name]
+    file = ResultsFile(tmp_path, "tiny")
+    file.put(row)
+    assert file.has(LORA)
+    assert run(tmp_path, JENGA) == 0
+    speed.main(["--models", "tiny", "--tokens", "512", "--table", "--results", str(tmp_path)])
+    assert "| 512 | lora | 1 | none | out of memory |" in capsys.readouterr().out
+
+
+def test_the_page_holds_the_tables_of_all_models(tmp_path: Path) -> None:
+    speed.main(["--docs", str(tmp_path / "speed.md"), "--results", str(tmp_path)])
+    assert "Nothing has been measured yet." in (tmp_path / "speed.md").read_text()
+    run(tmp_path, LORA, plans.row("tiny-opt", 512, "lora"))
+    speed.main(["--docs", str(tmp_path / "speed.md"), "--results", str(tmp_path)])
+    written = (tmp_path / "speed.md").read_text()
+    assert "### tiny\n" in written
+    assert "### tiny-opt\n" in written
+
+
+def test_no_row_starts_that_may_miss_the_deadline(
+    tmp_path: Path, turns: type[FakeTurn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, LORA, seconds=1) == 3
+    assert turns.started == []
+    assert "2 of 2 rows are left" in capsys.readouterr().out  # the ceilings count
+
+
+def test_long_rows_are_expected_to_take_long() -> None:
+    short = expected_seconds(plans.row("llama-3-8b", 8192, "jenga"), 5)
+    dense = expected_seconds(plans.row("llama-3-8b", 65536, "lora+liger+checkpoint"), 5)
+    assert speed.STARTUP_SECONDS < short < 60
+    assert 90 < dense < 300
+
+
+@pytest.mark.parametrize("plan", list(plans.PLANS))
+def test_plans_name_rows_that_exist_once(plan: str) -> None:
+    specs = plans.PLANS[plan]()
+    assert len({spec.key for spec in specs}) == len(specs)
+    for spec in specs:
+        policy = POLICIES[spec.policy]
+        assert spec.recompute in policy.recomputes()
+        assert policy.is_sparse or spec.keep_fraction == 1
+
+
+def test_the_grid_has_every_length_keep_fraction_and_recompute() -> None:
+    jenga = {spec for spec in plans.grid() if spec.model == "llama-3-8b" and spec.policy == "jenga"}
+    assert {(spec.tokens, spec.keep_fraction, spec.recompute) for spec in jenga} == {
+        (thousands * 1024, keep, recompute)
+        for thousands in (4, 8, 16, 32, 64)
+        for keep in (0.2, 0.4, 0.7)
+        for recompute in RECOMPUTE
+    }
+    assert plans.grid()[: len(plans.bars())] == plans.bars()
+
+
+def test_the_command_line_takes_some_recomputes_only(tmp_path: Path, turns: type[FakeTurn]) -> None:
+    arguments = ["--models", "tiny", "--tokens", "512", "--policies", "lora", "jenga", "--recompute", "full"]
+    assert speed.main([*arguments, "--results", str(tmp_path)]) == 0
+    kept = [(row["policy"], row["recompute"]) for row in ResultsFile(tmp_path, "tiny").rows]
+    assert kept == [("lora", "none"), ("jenga", "full")]

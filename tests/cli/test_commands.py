@@ -1,0 +1,134 @@
+"""Every command that speaks HTTP, against the real API: what people see, and what --json prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import CommandLine
+from tests.web import seed
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A training file of three documents."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Document {number} " * 40}) + "\n" for number in range(3)))
+    return path
+
+
+def test_list(command_line: CommandLine) -> None:
+    listed = command_line.run("list").stdout
+    running = next(line for line in listed.splitlines() if line.startswith(seed.RUNNING)).split()
+    assert running[1:5] == ["smollm2-135m", "running", "finetune", "7/12"]
+    assert "121 MB, 5.3x less" in listed and "no. 1 in the queue" in listed
+    assert [job["id"] for job in command_line.json("list", "--state", "failed")] == [seed.FAILED]
+    assert len(command_line.json("list", "--limit", "2")) == 2
+
+
+def test_logs(command_line: CommandLine) -> None:
+    lines = command_line.run("logs", seed.SUCCEEDED).stdout.splitlines()
+    assert lines[0].endswith("Created fine-tuning job") and lines[-1].endswith("WARN: 2 rows were cut to 2048 tokens")
+    done = command_line.run("logs", seed.SUCCEEDED, "--json")
+    assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == ["info", "info", "info", "warn"]
+
+
+def test_pause_resume_stop_cancel(command_line: CommandLine) -> None:
+    assert command_line.run("pause", seed.QUEUED).stdout == f"{seed.QUEUED} is paused\n"
+    assert command_line.json("resume", seed.QUEUED)["jenga"]["state"] == "queued"
+    refused = command_line.run("stop", seed.SUCCEEDED)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "409" in refused.stderr
+    assert command_line.json("stop", seed.RUNNING)["id"] == seed.RUNNING
+    assert command_line.run("cancel", seed.QUEUED).stdout == f"{seed.QUEUED} is cancelled\n"
+
+
+def test_submit(command_line: CommandLine, rows: Path) -> None:
+    options = ("--model", "smollm2-135m", "-o", "context_length_tokens=64", "-o", "oom_policy=shrink")
+    more = ("--epochs", "2", "--priority", "1", "--suffix", "mine", "--seed", "7", "--metadata", "kind=test")
+    job = command_line.json("submit", str(rows), *options, *more)
+    assert (job["seed"], job["user_provided_suffix"], job["metadata"]) == (7, "mine", {"kind": "test"})
+    assert job["hyperparameters"]["n_epochs"] == 2
+    assert (job["jenga"]["priority"], job["jenga"]["oom_policy"]) == (1, "shrink")
+    assert job["jenga"]["config"]["context_length_tokens"] == 64
+    again = command_line.run("submit", job["training_file"], *options)  # a file that is there need not travel again
+    assert again.stdout.startswith("ftjob-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere.jsonl", "--model", "m"), "there is no file nowhere.jsonl"),
+        (("nowhere.jsonl", "--model", "m", "-o", "keep=1"), "keep: no such setting"),
+        (("nowhere.jsonl", "--model", "m", "-o", "max_steps"), "expected KEY=VALUE"),
+        (("nowhere.jsonl", "--model", "m", "--metadata", "x"), "expected KEY=VALUE"),
+    ],
+)
+def test_submit_refuses_before_anything_travels(
+    command_line: CommandLine, arguments: tuple[str, ...], words: str
+) -> None:
+    refused = command_line.run("submit", *arguments)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert words in refused.stderr
+
+
+def test_submit_names_the_bad_row(command_line: CommandLine, rows: Path) -> None:
+    rows.write_text('{"text": "good"}\n{"text": 5}\n')
+    refused = command_line.run("submit", str(rows), "--model", "smollm2-135m")
+    assert refused.returncode == 1
+    assert f"{rows}: Row 2: 'text' must be a string" in refused.stderr
+
+
+def test_estimate(command_line: CommandLine, rows: Path) -> None:
+    options = ("--model", "smollm2-135m", "-o", "context_length_tokens=256")
+    answer = command_line.json("estimate", str(rows), *options)
+    assert (answer["rows"], answer["valid"]) == (3, True)
+    shown = command_line.run("estimate", answer["training_file"], *options).stdout
+    for words in ("rows     3", "as asked", "dense LoRA", "A GPU", "longest context"):
+        assert words in shown
+
+
+def test_models_predictors_and_fleet(command_line: CommandLine) -> None:
+    assert [model["id"] for model in command_line.json("models", "list")] == ["smollm2-135m"]
+    assert "91.7%" in command_line.run("predictors").stdout
+    assert command_line.json("predictors")[0]["job_id"] == seed.SUCCEEDED
+    shown = command_line.run("fleet").stdout
+    assert seed.RUNNING in shown and "A GPU" in shown and seed.QUEUED in shown
+    assert command_line.json("fleet")["workers"][0]["devices"][0]["held_by"]["job_id"] == seed.RUNNING
+
+
+def test_keys(command_line: CommandLine) -> None:
+    made = command_line.run("keys", "create", "robot", "--scope", "read")
+    assert made.stdout.startswith("jenga_") and "shown this once" in made.stderr
+    robot = next(key for key in command_line.json("keys", "list") if key["name"] == "robot")
+    assert robot["scopes"] == ["read"]
+    assert command_line.run("keys", "revoke", robot["id"]).stdout == f"{robot['id']} (robot) is revoked\n"
+    assert "revoked" in command_line.run("keys", "list").stdout
+    command_line.environment["JENGA_API_KEY"] = made.stdout.strip()
+    assert command_line.run("list").returncode == 1
+
+
+def test_teams(command_line: CommandLine) -> None:
+    made = command_line.run("teams", "create", "vision", "--running-jobs", "2")
+    assert made.stdout.startswith("org-")
+    teams = {team["name"]: team for team in command_line.json("teams", "list")}
+    assert teams["vision"]["quotas"]["running_jobs"] == 2
+    assert "0 of 2" in command_line.run("teams", "list").stdout
+    key = command_line.run("keys", "create", "first", "--team", made.stdout.strip())
+    command_line.environment["JENGA_API_KEY"] = key.stdout.strip()
+    assert command_line.json("list") == []
+
+
+def test_the_shell_completes_jobs_and_models(command_line: CommandLine) -> None:
+    assert command_line.complete("jenga watch ftjob-r").stdout.split() == [seed.RUNNING]
+    assert command_line.complete("jenga submit x --model sm").stdout.split() == ["smollm2-135m"]
+
+
+def test_the_shell_completes_nothing_without_a_service(command_line: CommandLine) -> None:
+    command_line.environment["JENGA_BASE_URL"] = "http://127.0.0.1:1"
+    done = command_line.complete("jenga watch ftjob-")
+    assert (done.stdout.strip(), done.stderr) == ("", "")

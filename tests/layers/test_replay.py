@@ -1,0 +1,115 @@
+"""replay against the layer itself: a layer whose output is known gives the gradients of one that computes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows
+from jenga_core.layers.replay import replay
+from jenga_core.layers.sight import Sight
+
+B, H, K, T, D = 2, 4, 2, 7, 6
+
+
+class TinyLayer(nn.Module):
+    """Attention and residual, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv = nn.Linear(H * D, (H + 2 * K) * D, dtype=torch.float64)
+        self.out = nn.Linear(H * D, H * D, dtype=torch.float64)
+        self.never_used = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        self.runs = 0
+
+    def call(self, x_BTE: Tensor) -> AttentionCall:
+        q, k, v = self.qkv(x_BTE).unflatten(-1, (-1, D)).transpose(1, 2).split([H, K, K], dim=1)
+        return AttentionCall(q, k, v, 0.5, None, None)
+
+    def forward(self, x_BTE: Tensor, attended: Attended) -> Tensor:
+        self.runs += 1
+        o_BHTD = attention_of_rows(self.call(x_BTE), attended)
+        return x_BTE + self.out(o_BHTD.transpose(1, 2).flatten(2)).tanh()
+
+
+def causal() -> Sight:
+    last = torch.arange(T).expand(B, T)
+    return Sight(torch.zeros_like(last), last, is_causal=True)
+
+
+def plain(layer: TinyLayer, x: Tensor) -> Tensor:
+    call = layer.call(x)
+    o = nn.functional.scaled_dot_product_attention(
+        call.q_BHGD, call.k_BKGD, call.v_BKGD, is_causal=True, scale=0.5, enable_gqa=True
+    )
+    return x + layer.out(o.transpose(1, 2).flatten(2)).tanh()
+
+
+@pytest.mark.parametrize("x_has_gradient", [True, False])
+def test_gradients_are_those_of_the_layer(x_has_gradient: bool) -> None:
+    layer = TinyLayer()
+    x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=x_has_gradient)
+    weight = torch.randn(B, T, H * D, dtype=torch.float64)
+    parameters = [p for name, p in layer.named_parameters() if name != "out.bias"]
+    layer.out.bias.requires_grad_(False)
+
+    truth = plain(layer, x)
+    wanted = [x, *parameters] if x_has_gradient else parameters
+    true_gradients = torch.autograd.grad((truth * weight).sum(), wanted, allow_unused=True)
+
+    attended = attend(layer.call(x), causal())
+    y = replay(layer, x, truth.detach(), attended, parameters)
+    assert layer.runs == 0
+    assert y.requires_grad
+    torch.testing.assert_close(y, truth)
+    gradients = torch.autograd.grad((y * weight).sum(), wanted, allow_unused=True)
+    assert layer.runs == 1
+    for ours, true in zip(gradients, true_gradients, strict=True):
+        assert (ours is None) == (true is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, true)
+
+
+def test_without_gradient_the_output_is_returned_as_it_is() -> None:
+    layer = TinyLayer()
+    x = torch.randn(B, T, H * D, dtype=torch.float64)
+    with torch.no_grad():
+        y = torch.randn_like(x)
+        assert replay(layer, x, y, attend(layer.call(x), causal()), list(layer.parameters())) is y
+    assert layer.runs == 0
+
+
+def test_four_vectors_per_row_are_kept() -> None:
+    layer = TinyLayer()
+    x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=True)
+    attended = attend(layer.call(x.detach()), causal())
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        replay(layer, x, torch.zeros_like(x), attended, list(layer.parameters()))
+    assert sum(kept.values()) == B * T * (2 * H * D + 2 * K * D + H)
+
+
+def test_autocast_is_entered_again_in_backward() -> None:
+    seen: list[torch.dtype] = []
+    linear = nn.Linear(4, 4)
+
+    def layer(x: Tensor, _attended: Attended) -> Tensor:
+        y: Tensor = linear(x)
+        seen.append(y.dtype)
+        return y.float()
+
+    x = torch.randn(1, 3, 4, requires_grad=True)
+    empty = torch.zeros(1, 1, 3, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attended = Attended(empty, empty[..., 0], empty, empty, causal())
+        y = replay(layer, x, torch.zeros_like(x), attended, list(linear.parameters()))
+    y.sum().backward()
+    assert seen == [torch.bfloat16]
+    assert linear.weight.grad is not None

@@ -1,0 +1,121 @@
+"""The exact pass: what runs, how often, and what it leaves."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from jenga_core import JengaConfig, apply_jenga
+from jenga_core.errors import ConfigError
+from jenga_core.memory.accounting import saved_activations
+from tests.patching.test_parity import with_adapter
+from tests.support.tiny import tiny_batch, tiny_model
+
+
+def deferred(recompute: str = "none", **selection: object) -> JengaConfig:
+    return JengaConfig.preset(
+        "jenga", recompute=recompute, selection={"block_tokens": 8, "entry_layer": 2, **selection}
+    )
+
+
+def count_runs(module: nn.Module) -> list[int]:
+    """Rows of each run of the module, in order."""
+    runs: list[int] = []
+    module.register_forward_hook(lambda _m, given, _out: runs.append(given[0].shape[-2]))
+    return runs
+
+
+def test_rows_below_the_entry_layer_run_in_backward_only() -> None:
+    model, batch = with_adapter(tiny_model()), tiny_batch(batch=1, tokens=80, padded=False)
+    handle = apply_jenga(model, deferred())
+    runs = [count_runs(layer.input_layernorm) for layer in handle.parts.layers]
+    loss = model(**batch).loss
+    rows = 8 * len(handle.report().spans[-1].blocks)
+    assert 0 < rows < 80
+    assert runs[:2] == [[80], [80]]
+    assert runs[2:] == [[80, rows], [rows]]  # the layer that selects scores all tokens first
+    loss.backward()
+    assert runs[:2] == [[80, rows], [80, rows]]
+
+
+def test_recomputed_layers_run_twice() -> None:
+    model, batch = with_adapter(tiny_model()), tiny_batch(batch=1, tokens=80, padded=False)
+    handle = apply_jenga(model, deferred("full"))
+    runs = count_runs(handle.parts.layers[3].input_layernorm)
+    model(**batch).loss.backward()
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_layer_with_dropout_runs_again_for_its_rows(dropout: float) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"]))
+    batch = tiny_batch(batch=2, tokens=80)
+    handle = apply_jenga(model, deferred())
+    runs = count_runs(handle.parts.layers[0].input_layernorm)
+    loss = model(**batch).loss
+    assert len(runs) == (2 if dropout else 1)
+    loss.backward()
+    assert len(runs) == 2
+    gradients = [parameter.grad for name, parameter in model.named_parameters() if "lora_B" in name]
+    assert len(gradients) == 8
+    assert all(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in gradients)
+
+
+def test_the_second_run_without_dropout_is_the_replay() -> None:
+    """Forced to run again, a layer that drops nothing must give what replay gives."""
+    model, batch = with_adapter(tiny_model().double()), tiny_batch(batch=3)
+    apply_jenga(model, deferred())
+
+    def step() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        loss = model(**batch).loss
+        loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        model.zero_grad(set_to_none=True)
+        return loss.detach(), gradients
+
+    replayed = step()
+    with mock.patch("jenga_core.patching.exact_pass._random_state", side_effect=range(1000)):
+        run_again = step()
+    torch.testing.assert_close(run_again[0], replayed[0], rtol=1e-12, atol=1e-12)
+    assert len(run_again[1]) == len(replayed[1]) > 0
+    for again, known in zip(run_again[1], replayed[1], strict=True):
+        torch.testing.assert_close(again, known, rtol=1e-9, atol=1e-12)
+
+
+def test_recompute_keeps_less() -> None:
+    kept = {}
+    for recompute in ("none", "mlp", "full"):
+        model, batch = with_adapter(tiny_model()), tiny_batch(batch=1, tokens=160, padded=False)
+        apply_jenga(model, deferred(recompute))
+        with saved_activations(model) as saved:
+            model(**batch)
+        kept[recompute] = saved.total_bytes
+    assert kept["full"] < kept["mlp"] < kept["none"]
+
+
+@pytest.mark.parametrize("policy", [{"recompute": "full"}, {"preset": "lora", "recompute": "full"}])
+def test_a_recomputed_layer_may_not_drop_out(policy: dict[str, str]) -> None:
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj"]))
+    apply_jenga(model, JengaConfig.parse({**policy, "selection": {"entry_layer": 0}}))
+    with pytest.raises(ConfigError, match="recompute='full' computes layer 0 twice"):
+        model(**tiny_batch(batch=1))
+
+
+def test_attention_dropout_is_refused() -> None:
+    model, batch = tiny_model(attention_dropout=0.2), tiny_batch(batch=1)
+    apply_jenga(model, deferred())
+    with pytest.raises(ConfigError, match=r"attention dropout is 0\.2"):
+        model(**batch)
+
+
+def test_scores_are_the_same_in_spite_of_attention_dropout() -> None:
+    """Selecting attends to nothing, so a rate that only the involved rows meet is transformers' to apply."""
+    model, batch = tiny_model(attention_dropout=0.2), tiny_batch(batch=1)
+    handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8, "below_entry": "involved"}))
+    assert model(**batch).loss.requires_grad
+    assert handle.report().spans

@@ -1,0 +1,156 @@
+"""Who is next and where: order, fair share, packing, the head that nobody delays, and what is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jenga_core.service.fleet.plan import Slot, Waiter, ordered, plan
+
+GIB = 2**30
+
+
+def slots(*hosts: tuple[str, int], gib: int = 80) -> list[Slot]:
+    return [Slot(f"{host}-{index}", host, gib * GIB) for host, count in hosts for index in range(count)]
+
+
+def waiter(job: str, team: str = "a", at: float = 0.0, **columns: object) -> Waiter:
+    return Waiter(job, team, at, **columns)  # type: ignore[arg-type]
+
+
+def held(slot: Slot, job: str, *, filler: bool = False) -> Slot:
+    return replace(slot, job_id=job, filler=filler)
+
+
+def test_of_thirty_jobs_of_one_team_and_one_of_another_the_one_is_next() -> None:
+    queue = [waiter(f"a{number}", "a", number) for number in range(29)] + [waiter("b", "b", 100)]
+    order, why = ordered(queue, {"a": 60.0})
+    assert order[0].job_id == "b"
+    assert why["b"] == "next: its team has used the least device time lately (0 s)"
+    assert [each.job_id for each in order[1:4]] == ["a0", "a1", "a2"]
+    assert why["a1"] == "2 jobs go first: 1 of teams that have used less device time lately, 1 older of its own team"
+
+
+def test_teams_take_turns_and_a_place_counts_like_use() -> None:
+    queue = [waiter(f"{team}{number}", team, number) for team in "ab" for number in range(3)]
+    order, _ = ordered(queue, {})
+    assert [each.team_id for each in order] == ["a", "b", "a", "b", "a", "b"]
+    wide = [waiter("wide", "a", 0, gpus=4), *(waiter(f"b{number}", "b", 1 + number) for number in range(5))]
+    order, _ = ordered([*wide, waiter("second", "a", 1)], {})
+    assert [each.job_id for each in order] == ["wide", "b0", "b1", "b2", "b3", "second", "b4"]
+
+
+def test_a_higher_band_goes_first_whatever_was_used() -> None:
+    queue = [waiter("low", "b", 0, priority=-1), waiter("plain", "b", 1), waiter("urgent", "a", 2, priority=1)]
+    order, why = ordered(queue, {"a": 1e6})
+    assert [each.job_id for each in order] == ["urgent", "plain", "low"]
+    assert why["low"] == "2 jobs go first: 2 of a higher priority"
+
+
+def test_a_job_gets_the_smallest_devices_that_fit_on_one_host() -> None:
+    devices = slots(("big", 2), gib=80) + slots(("small", 2), gib=24)
+    made = plan([waiter("job", memory_bytes=20 * GIB)], devices, {})
+    assert [slot.uuid for slot in made.starts["job"]] == ["big-0"] or made.starts["job"][0].host == "small"
+    made = plan([waiter("job", memory_bytes=20 * GIB)], devices, {}, here="small")
+    assert [slot.uuid for slot in made.starts["job"]] == ["small-0"]
+    made = plan([waiter("job", memory_bytes=30 * GIB)], devices, {}, here="small")
+    assert [slot.uuid for slot in made.starts["job"]] == ["big-0"]
+    mixed = [Slot("x-0", "x", 80 * GIB), Slot("x-1", "x", 24 * GIB)]
+    assert [slot.uuid for slot in plan([waiter("job", memory_bytes=GIB)], mixed, {}).starts["job"]] == ["x-1"]
+    assert plan([waiter("job", gpus=3)], slots(("one", 2), ("two", 2)), {}).starts == {}
+
+
+def test_small_jobs_fill_the_gap_before_a_head_that_waits_and_are_marked() -> None:
+    first, second = slots(("host", 2))
+    queue = [waiter("head", gpus=2), waiter("small", "b", 1)]
+    made = plan(queue, [held(first, "running"), second], {})
+    assert made.head == queue[0]
+    assert (list(made.starts), made.fillers, made.give_way) == (["small"], {"small"}, [])
+
+
+def test_a_filler_gives_way_as_soon_as_the_head_could_start() -> None:
+    first, second = slots(("host", 2))
+    queue = [waiter("head", gpus=2), waiter("small", "b", 1)]
+    made = plan(queue, [first, held(second, "filler", filler=True)], {})
+    assert made.give_way == ["filler"]
+    assert made.starts == {}  # nobody takes the free device meanwhile
+    made = plan(queue, [held(first, "running"), held(second, "filler", filler=True)], {})
+    assert made.give_way == []  # it would not help yet
+    made = plan(queue, [first, second], {})
+    assert list(made.starts) == ["head"]
+
+
+def test_the_fewest_fillers_give_way() -> None:
+    devices = slots(("one", 3), ("two", 2))
+    held_by = ["f1", "f2", "f3", "f4", None]
+    fleet = [slot if job is None else held(slot, job, filler=True) for slot, job in zip(devices, held_by, strict=True)]
+    assert plan([waiter("head", gpus=2)], fleet, {}).give_way == ["f4"]
+
+
+def test_a_device_on_which_somebody_else_computes_is_left_alone() -> None:
+    (device,) = slots(("host", 1))
+    made = plan([waiter("job")], [replace(device, is_foreign=True)], {})
+    assert (made.starts, made.head, made.give_way) == ({}, waiter("job"), [])
+
+
+def test_a_job_that_fits_no_host_holds_nobody_up() -> None:
+    made = plan([waiter("giant", gpus=8), waiter("small", at=1)], slots(("host", 2)), {})
+    assert (made.head, list(made.starts), made.fillers) == (None, ["small"], set())
+
+
+def test_a_cpu_takes_any_job() -> None:
+    made = plan([waiter("job", memory_bytes=500 * GIB)], [Slot("CPU-1", "host", GIB, is_cpu=True)], {})
+    assert list(made.starts) == ["job"]
+
+
+WAITERS = st.lists(
+    st.builds(
+        Waiter,
+        job_id=st.uuids().map(str),
+        team_id=st.sampled_from("abc"),
+        created_at=st.floats(0, 100),
+        priority=st.sampled_from([-1, 0, 1]),
+        gpus=st.integers(1, 3),
+        memory_bytes=st.none() | st.integers(1, 100).map(lambda gib: gib * GIB),
+    ),
+    max_size=12,
+    unique_by=lambda each: each.job_id,
+)
+SLOTS = st.lists(
+    st.builds(
+        Slot,
+        uuid=st.uuids().map(str),
+        host=st.sampled_from(["h1", "h2"]),
+        memory_bytes=st.sampled_from([24 * GIB, 80 * GIB]),
+        is_foreign=st.booleans(),
+        job_id=st.none() | st.sampled_from(["r1", "r2"]),
+        filler=st.booleans(),
+    ),
+    max_size=8,
+    unique_by=lambda each: each.uuid,
+)
+
+
+@given(WAITERS, SLOTS, st.dictionaries(st.sampled_from("abc"), st.floats(0, 1e6)))
+def test_whatever_the_queue_no_device_is_given_twice_and_nobody_overtakes_without_giving_way(
+    queue: list[Waiter], fleet: list[Slot], used: dict[str, float]
+) -> None:
+    made = plan(queue, fleet, used)
+    assert sorted(each.job_id for each in made.order) == sorted(each.job_id for each in queue)
+    bands = [each.priority for each in made.order]
+    assert bands == sorted(bands, reverse=True)
+    given = [slot.uuid for chosen in made.starts.values() for slot in chosen]
+    assert len(given) == len(set(given))
+    by_id = {each.job_id: each for each in queue}
+    place = {each.job_id: index for index, each in enumerate(made.order)}
+    for job_id, chosen in made.starts.items():
+        wanted = by_id[job_id]
+        assert len(chosen) == wanted.gpus
+        assert len({slot.host for slot in chosen}) == 1
+        assert all(slot.job_id is None and not slot.is_foreign and wanted.fits(slot) for slot in chosen)
+        overtakes = made.head is not None and place[job_id] > place[made.head.job_id]
+        assert overtakes == (job_id in made.fillers)
+    running_fillers = {slot.job_id for slot in fleet if slot.filler}
+    assert set(made.give_way) <= running_fillers

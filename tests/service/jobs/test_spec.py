@@ -1,0 +1,87 @@
+"""A job is measured against the fleet before it is queued: refused with the numbers, and with what would fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from jenga_core.config import JengaConfig
+from jenga_core.errors import ConfigError
+from jenga_core.memory.estimate import ModelShape, estimate
+from jenga_core.service.db.models import BaseModelEntry, Job
+from jenga_core.service.db.session import Database
+from jenga_core.service.fleet.registration import Report
+from jenga_core.service.jobs import spec
+from jenga_core.service.jobs.spec import JobRequest
+from jenga_core.service.settings import Settings
+from tests.support.fleet import GIB, gpus, join_fleet
+from tests.support.jobs import MODEL_CONFIG, Seed, seed
+
+LARGE = {
+    **MODEL_CONFIG,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 128256,
+    "max_position_embeddings": 2**20,
+}
+
+
+@pytest.fixture
+def seeded(database: Database, settings: Settings) -> Seed:
+    made = seed(database, settings)
+    (settings.folder("models", made.model) / "config.json").write_text(json.dumps(LARGE))
+    with database.writing() as session:
+        entry = session.get_one(BaseModelEntry, made.model)
+        entry.parameters = ModelShape.from_config(LARGE).parameters
+        entry.context_length_tokens = 2**20
+    return made
+
+
+def job_of(database: Database, settings: Settings, seeded: Seed, gpus: int = 1, **config: Any) -> Job:
+    parsed = JengaConfig.parse({"preset": "lora", "context_length_tokens": 32768, **config})
+    request = JobRequest(model=seeded.model, training_file=seeded.training_file, config=parsed, gpus=gpus)
+    with database.reading() as session:
+        return spec.job_of(session, seeded.team_id, request, settings)
+
+
+def test_what_the_job_needs_is_part_of_it(database: Database, settings: Settings, seeded: Seed) -> None:
+    join_fleet(database, *gpus("a", gib=80))
+    job = job_of(database, settings, seeded, keep_fraction=0.2, preset="jenga")
+    config = JengaConfig.parse({"context_length_tokens": 32768, "keep_fraction": 0.2})
+    assert job.memory_bytes == estimate(ModelShape.from_config(LARGE), config).device_bytes
+
+
+def test_a_job_that_fits_no_gpu_is_refused_with_what_would(
+    database: Database, settings: Settings, seeded: Seed
+) -> None:
+    join_fleet(database, *gpus("a", gib=8))
+    join_fleet(database, *gpus("b", gib=24), host="other")
+    with pytest.raises(ConfigError) as refused:
+        job_of(database, settings, seeded)
+    said = refused.value.message
+    assert (refused.value.code, refused.value.param) == ("does_not_fit", "jenga.context_length_tokens")
+    assert "the largest GPU for it has 24.0 GiB; with these settings a context of up to " in said
+    assert said.endswith("; at 32768 tokens recompute='full' would fit")
+    longest = int(said.partition("up to ")[2].split()[0])
+    assert job_of(database, settings, seeded, context_length_tokens=longest).memory_bytes is not None
+    assert job_of(database, settings, seeded, recompute="full").memory_bytes is not None
+
+
+def test_a_fleet_of_cpus_or_none_at_all_refuses_nothing(database: Database, settings: Settings, seeded: Seed) -> None:
+    assert job_of(database, settings, seeded).memory_bytes is not None
+    join_fleet(database, Report("CPU-1", "cpu", "test", GIB))
+    assert job_of(database, settings, seeded).memory_bytes is not None
+
+
+def test_more_devices_than_any_host_has_are_refused(database: Database, settings: Settings, seeded: Seed) -> None:
+    assert job_of(database, settings, seeded, gpus=8).gpus == 8  # nobody knows the fleet yet
+    join_fleet(database, *gpus("a", "b"))
+    join_fleet(database, *gpus("c"), host="other")
+    assert job_of(database, settings, seeded, gpus=2).gpus == 2
+    with pytest.raises(ConfigError, match=r"jenga.gpus is 3, but no host of the fleet has more than 2 devices"):
+        job_of(database, settings, seeded, gpus=3)

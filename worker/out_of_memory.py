@@ -1,0 +1,60 @@
+"""What to say, and to do, when memory ran out: measured against predicted, and the smallest change that would fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jenga_core.config import JengaConfig
+from jenga_core.errors import JengaError
+from jenga_core.memory.estimate import ModelShape, estimate, smallest_change
+from jenga_core.service.db.models import Device, Job
+from jenga_core.service.fleet import leases
+from jenga_core.service.models import registry
+from jenga_core.service.settings import Settings
+from worker.protocol import ErrorMessage
+
+GIB = 2**30
+
+
+def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage | None) -> str:
+    """One sentence with the numbers; `told` is None when the kernel killed the trainer for want of host memory."""
+    config, batch_size = JengaConfig.parse(job.config), batch_size_of(job)
+    if told is None:
+        return (
+            "the machine ran out of memory and the kernel killed the trainer; "
+            "use a smaller jenga.context_length_tokens, batch_size or jenga.keep_fraction"
+        )
+    devices = select(Device).where(Device.uuid.in_(leases.held_by(session, job.id)), Device.kind == "cuda")
+    capacity_bytes = min((device.memory_bytes for device in session.scalars(devices)), default=None)
+    if capacity_bytes is None:
+        return told.message
+    try:
+        shape = ModelShape.from_folder(registry.folder_of(settings, registry.get(session, job.model)))
+    except JengaError:  # the model is gone meanwhile; what the trainer told is still true
+        return told.message
+    predicted = estimate(shape, config, batch_size)
+    measured = "" if told.peak_bytes is None else f", measured {told.peak_bytes / GIB:.1f} GiB when it failed"
+    change = smallest_change(shape, config, batch_size, min(capacity_bytes, predicted.expected_bytes - 1))
+    return (
+        f"out of memory: predicted {predicted.expected_bytes / GIB:.1f} GiB "
+        f"({predicted.low_bytes / GIB:.1f} to {predicted.high_bytes / GIB:.1f}){measured}, the GPU has "
+        f"{capacity_bytes / GIB:.1f} GiB; "
+        + (f"{change} would need less" if change else "no setting of this model and context needs less")
+        + f". {told.message}"
+    )
+
+
+def smaller(job: Job) -> dict[str, Any] | None:
+    """The config to start with once more; None when the policy or an earlier retry forbids it."""
+    if job.oom_policy != "shrink" or job.shrunk or job.config.get("recompute") == "full":
+        return None
+    return {**job.config, "recompute": "full"}
+
+
+def batch_size_of(job: Job) -> int:
+    """Sequences in a micro-batch; "auto" is 1 (finetuning/trainer.py, make_plan)."""
+    given = job.hyperparameters.get("batch_size", "auto")
+    return 1 if given == "auto" else int(given)
