@@ -19,8 +19,9 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from api import errors
+from api.envelope import Envelope
+from api.gate import Gate
 from api.metering import Metering
-from api.middleware import Envelope, Gate
 from api.openapi import describer
 from api.revalidation import Revalidation
 from api.routes import (

@@ -6,8 +6,10 @@ a request that changes something must also say that it comes from our own origin
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
+from sqlalchemy.exc import OperationalError
 from starlette.requests import HTTPConnection
 
 from api.errors import Forbidden
@@ -15,6 +17,8 @@ from jenga_core.errors import AuthenticationError
 from jenga_core.service.accounts import keys
 from jenga_core.service.accounts.keys import Principal, Scope
 from jenga_core.service.db.session import Database
+
+log = logging.getLogger(__name__)
 
 COOKIE = "jenga_key"
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -41,9 +45,17 @@ def principal_of(connection: HTTPConnection, database: Database, pepper: bytes) 
     if authorization is None and connection.scope["method"] not in _READING and not _same_origin(connection):
         raise Forbidden("A browser may change things from Jenga's own pages only", code="cross_site_request")
     if not principal.noted:
-        with database.writing() as session:
-            keys.touch(session, principal.key_id)
+        _note_use(database, principal.key_id)
     return replace(principal, request_id=connection.scope.get("state", {}).get("request_id", ""))
+
+
+def _note_use(database: Database, key_id: str) -> None:
+    """Write down that the key is in use; should somebody hold the database for long, a later request does it."""
+    try:
+        with database.writing() as session:
+            keys.touch(session, key_id)
+    except OperationalError as error:
+        log.warning("use of key %s is not noted: %s", key_id, error.orig)
 
 
 def check_scope(principal: Principal, connection: HTTPConnection, path: str) -> None:

@@ -2,7 +2,8 @@
 
 One team has 10,000 jobs with 1,000,000 events. One API process (uvicorn, as `jenga up` runs it) serves
 
-    sequential   one client, one request after the other: percentiles of the whole round trip
+    sequential   one client, one request after the other: percentiles of the whole round trip, and processor time of
+                 the API for each, which other work on the machine does not change
     pollers      200 clients that each ask for a job every 2.5 seconds with its ETag, as the status page does
     upload       2 GB in one request: memory of the API process before and at most
 
@@ -18,6 +19,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -39,6 +41,7 @@ from sqlalchemy import make_url
 
 from benchmarks.api_data import Filled, fill
 from benchmarks.environment import commit
+from jenga_core.service.processes import dies_with_this
 from jenga_core.service.settings import Settings
 
 GOALS = {
@@ -145,13 +148,16 @@ def measure_sequential(api: Api, filled: Filled, count: int) -> dict[str, Any]:
     with httpx.Client(base_url=api.url, headers=api.headers, timeout=60, trust_env=False) as client:
         measured = {}
         for name, request in requests.items():
-            taken = []
+            taken: list[float] = []
             for number in range(count + 10):
+                if number == 10:  # the first ones warm caches
+                    taken.clear()
+                    used = _cpu_seconds(api)
                 path, params = request(number)
                 began = time.perf_counter()
                 client.get(path, params=params).raise_for_status()
                 taken.append(1000 * (time.perf_counter() - began))
-            measured[name] = percentiles(taken[10:])  # the first ones warm caches
+            measured[name] = {**percentiles(taken), "api_cpu_ms": round(1000 * (_cpu_seconds(api) - used) / count, 2)}
         return measured
 
 
@@ -256,7 +262,12 @@ def serving(settings: Settings, key: str) -> Iterator[Api]:
         }
         argv = [sys.executable, "-m", "cli.serve", str(listener.fileno())]
         process = subprocess.Popen(
-            argv, env=environ, pass_fds=[listener.fileno()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            argv,
+            env=environ,
+            pass_fds=[listener.fileno()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=dies_with_this(signal.SIGTERM),
         )
         try:
             url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
@@ -312,6 +323,12 @@ def percentiles(milliseconds: list[float]) -> dict[str, float]:
         return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
 
     return {"p50_ms": at(0.5), "p95_ms": at(0.95), "p99_ms": at(0.99), "max_ms": round(ordered[-1], 2)}
+
+
+def _cpu_seconds(api: Api) -> float:
+    """Processor time of the API process so far; unlike the clock, other processes do not change it."""
+    times = api.process.cpu_times()
+    return times.user + times.system
 
 
 def _ready(url: str) -> bool:

@@ -124,7 +124,7 @@ def _description(cells: Mapping[tuple[int, tuple[str, str]], Row], lengths: Sequ
 def _caption(row: Row) -> str:
     return (
         f"Whole training steps at {row['model']}'s shape, batch 1, LoRA r = 8, one {row['hardware']}; "
-        f"Jenga keeps {KEEP_FRACTION:.0%} of the tokens. Shorter is better."
+        f"Jenga keeps {KEEP_FRACTION:.0%} of the tokens. Shorter is better; an empty cell was not measured."
     )
 
 

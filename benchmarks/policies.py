@@ -1,7 +1,7 @@
 """The policies that the quality benchmarks compare, and one fine-tuning run under any of them.
 
-A policy is a JengaConfig, and sometimes more than that: `loss_of` makes a control, dense training whose loss is taken on
-exactly the tokens that another policy chooses; `anneal` moves the keep fraction over the steps.
+A policy is a JengaConfig, and sometimes more than that: `loss_of` makes a control, dense training whose loss is taken
+on exactly the tokens that another policy chooses; `anneal` moves the keep fraction over the steps.
 """
 
 from __future__ import annotations

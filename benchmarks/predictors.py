@@ -4,8 +4,8 @@
 
 For each context length and entry layer: train a predictor on the frozen model over windows of the training texts, then
 compare its choice of blocks with that of exact scores on windows of unseen texts. A row says recall and precision of
-the blocks that nothing but their score decides about, what the last blocks and blind choice would recall, the size after
-elastic pruning, the time to train, and the time of one scoring.
+the blocks that nothing but their score decides about, what the last blocks and blind choice would recall, the size
+after elastic pruning, the time to train, and the time of one scoring.
 """
 
 from __future__ import annotations

@@ -27,20 +27,25 @@ from transformers import PreTrainedTokenizerBase
 from jenga_core.loss.segmented_cross_entropy import IGNORE
 from jenga_core.patching.apply import JengaHandle
 
-FIRST_NAMES = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST_NAMES = _words(
     "Anna Boris Clara David Emma Felix Grace Hugo Irene Jacob Karen Louis Maria Nina Oscar Paula "
     "Robert Sarah Thomas Ursula Victor Wanda Albert Bella Carlos Diana Edgar Fiona George Helen Ivan Julia"
-).split()
-LAST_NAMES = (
+)
+LAST_NAMES = _words(
     "Adams Baker Carter Doyle Ellis Foster Grant Harris Irwin Jones Keller Lopez Marsh Nolan Owens Parker "
     "Quinn Reed Stone Turner Vance Walker Young Abbott Blake Cole Drake Evans Frost Green Hughes Jordan"
-).split()
-WORDS = (
+)
+WORDS = _words(
     "copper violin orange winter garden silver market candle river falcon marble pepper rocket island "
     "forest button bridge hammer purple desert carpet lemon tiger window coffee guitar pencil castle mirror ladder "
     "basket ocean planet rabbit thunder velvet whisper yellow bottle camera diamond engine feather ginger harbor iron "
     "jungle kitchen leather magnet needle olive palace quartz ribbon saddle temple umbrella valley wagon"
-).split()
+)
 
 
 def fact(name: str, word: str) -> str:
@@ -156,6 +161,6 @@ def _stretch(text: str, tokenizer: PreTrainedTokenizerBase, tokens: int, draw: r
 
 def _ends_of_sentences(ids: list[int], tokenizer: PreTrainedTokenizerBase, facts: int, *, before: int) -> list[int]:
     """Places behind a full stop, or any places where there are too few."""
-    stops = {token for token in _ids(tokenizer, ".") + _ids(tokenizer, "a.")[-1:]}
+    stops = {*_ids(tokenizer, "."), *_ids(tokenizer, "a.")[-1:]}
     places = [index + 1 for index, token in enumerate(ids[:before]) if token in stops]
     return places if len(places) >= facts else list(range(1, before))

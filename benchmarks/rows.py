@@ -104,7 +104,7 @@ def _feed(queue: _Queue, command: Sequence[str]) -> None:
         process.stdin.flush()
         answer = next((line for line in process.stdout if line.startswith("row ")), None)
         if answer is None:
-            process.wait()
+            process.communicate()
             process = None
             queue.failed(key)
         else:

@@ -80,7 +80,7 @@ class Service:
                 f"cannot reach Jenga at {self.url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
             ) from error
         if response.is_error:
-            kind = Unreachable if response.status_code in (502, 503, 504) else ServiceError
+            kind = Unreachable if response.status_code in (429, 502, 503, 504) else ServiceError
             raise kind(f"{self.url} answered {response.status_code}: {_message(response)}")
         return response.json() if response.content else None
 

@@ -71,14 +71,16 @@ class TrainingRun(BaseModel):
 
 
 def train(
-    config: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A TOML file; see above.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", exists=True, dir_okay=False, help="TOML; docs/cli.md has one.")
+    ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the output.")] = False,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
     """Train on this machine, without the service. Ctrl-C saves a checkpoint; --resume goes on from it.
 
-    CONFIG names model, training_file, validation_file and output, and has the tables [hyperparameters] and [jenga].
+    CONFIG is TOML: model, training_file, validation_file, output, seed, and the tables hyperparameters and jenga.
     With --json each line is a message of the trainer.
     """
     run = read(config)

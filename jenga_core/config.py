@@ -206,8 +206,8 @@ class PredictorConfig(_Part):
     """Tokens of the training file that predictors learn from, an eighth of them held out to measure recall; fewer where
     the file has fewer. Their residual streams are kept in the host's memory meanwhile."""
 
-    learning_rate: float = Field(default=5e-4, gt=0, le=1)
-    """Peak, of Adam."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    """Peak, of Adam. Small: training begins where the layer itself is."""
 
     min_recall: float = Field(default=0.9, ge=0, le=1)
     """With `selection.score` = `auto`, a job uses exact scores when the predictor of some layer recalls less."""

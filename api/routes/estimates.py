@@ -7,8 +7,8 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from api.dependencies import CurrentDatabase, CurrentFiles, CurrentPrincipal, CurrentSettings
+from api.schemas.create_job import CreateJob
 from api.schemas.estimates import EstimateObject
-from api.schemas.fine_tuning import CreateJob
 from jenga_core.errors import DataError
 from jenga_core.memory.estimate import ModelShape
 from jenga_core.service.estimates import estimate

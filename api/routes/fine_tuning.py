@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from api.dependencies import After, CurrentDatabase, CurrentPrincipal, CurrentSettings, Limit
 from api.errors import BadRequest
-from api.schemas.fine_tuning import CheckpointObject, CreateJob, FineTuningJob
+from api.schemas.create_job import CreateJob
+from api.schemas.fine_tuning import CheckpointObject, FineTuningJob
 from api.schemas.lists import ListOf
 from jenga_core.service import audit
 from jenga_core.service.accounts import idempotency, quotas, teams

@@ -239,7 +239,7 @@ def _loss(predictor: LayerPredictor, sample: Sample, unit: float, draw: torch.Ge
     assert blocks.is_plain
     counts_BNN = _counted_pairs(blocks, predictor.reach_blocks(blocks))
     N, T = blocks.num_blocks, sample.x_BTE.shape[1]
-    x_BTE = F.pad(sample.x_BTE, (0, 0, 0, N * b - T)) if T < N * b else sample.x_BTE[:, : N * b]
+    x_BTE = F.pad(sample.x_BTE, (0, 0, 0, N * b - T)) if N * b > T else sample.x_BTE[:, : N * b]
     block_M = torch.randperm(N, generator=draw)[:QUERY_BLOCKS].sort().values.to(x_BTE.device)
     position_S = (block_M[:, None] * b + torch.arange(b, device=x_BTE.device)).flatten()
     q_BHSd = predictor.queries(x_BTE[:, position_S], position_S)

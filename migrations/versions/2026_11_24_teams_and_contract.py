@@ -30,6 +30,7 @@ def upgrade() -> None:
         files.add_column(sa.Column("expires_at", sa.Double(), nullable=True))
         files.create_index(op.f("ix_files_expires_at"), ["expires_at"])
     op.create_index(op.f("ix_jobs_team_id_started_at"), "jobs", ["team_id", "started_at"])
+    op.create_index(op.f("ix_jobs_team_id_state"), "jobs", ["team_id", "state"])
     op.create_table(
         "audit_log",
         sa.Column("id", sa.String(), nullable=False),
@@ -140,6 +141,7 @@ def downgrade() -> None:
         "audit_log",
     ):
         op.drop_table(table)
+    op.drop_index(op.f("ix_jobs_team_id_state"), "jobs")
     op.drop_index(op.f("ix_jobs_team_id_started_at"), "jobs")
     with op.batch_alter_table("files") as files:
         files.drop_index(op.f("ix_files_expires_at"))

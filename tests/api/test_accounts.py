@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 
+from jenga_core.service.accounts import keys
 from jenga_core.service.accounts.keys import LAST_USED_SECONDS
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import ApiKey, Job, Team
@@ -96,6 +98,18 @@ def test_use_of_a_key_is_noted_now_and_then(api: Api) -> None:
         session.get_one(ApiKey, made["id"]).last_used_at = database_now() - LAST_USED_SECONDS - 1
     client.get("/v1/me")
     assert noted() >= first
+
+
+def test_a_busy_database_does_not_keep_a_key_from_reading(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    client = client_with(api, make_key(api)["secret"])
+    monkeypatch.setattr(keys, "touch", busy)
+    assert client.get("/v1/me").status_code == 200
+    assert "database is locked" in caplog.text
 
 
 _BAD_KEYS: list[tuple[dict[str, Any], str]] = [

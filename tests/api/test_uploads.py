@@ -139,8 +139,8 @@ def test_uploads_that_are_refused(api: Api, subtests: pytest.Subtests) -> None:
 
 
 def test_a_part_over_the_cap_is_not_stored(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.middleware.MAX_PART_BYTES", 100)
-    monkeypatch.setattr("api.middleware.MULTIPART_BYTES", 400)
+    monkeypatch.setattr("api.gate.MAX_PART_BYTES", 100)
+    monkeypatch.setattr("api.gate.MULTIPART_BYTES", 400)
     upload_id = begin(api)
     before = stored(api)
     error_of(part(api, upload_id, b"x" * 600), 413)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import submit
 from tests.cli.conftest import CommandLine
 from tests.web import seed
 
@@ -57,6 +58,15 @@ def test_submit(command_line: CommandLine, rows: Path) -> None:
     assert job["jenga"]["config"]["context_length_tokens"] == 64
     again = command_line.run("submit", job["training_file"], *options)  # a file that is there need not travel again
     assert again.stdout.startswith("ftjob-")
+
+
+def test_a_big_upload_shows_a_bar_and_tells_the_id(
+    command_line: CommandLine, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "BIG_BYTES", 1)
+    done = command_line.run("submit", str(rows), "--model", "smollm2-135m")
+    assert done.stdout.startswith("ftjob-")
+    assert "rows.jsonl is on the server as file-" in done.stderr
 
 
 @pytest.mark.parametrize(

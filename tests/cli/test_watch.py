@@ -14,7 +14,11 @@ from jenga_core.service.db.session import Database
 from tests.cli.conftest import CommandLine
 from tests.web import seed
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("database_url", ["sqlite"], indirect=True),
+    # Python 3.12 and newer warn of a pseudo-terminal's fork beside the API's thread; the child replaces itself at once.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 
 def test_a_terminal_shows_a_bar_loss_memory_and_speed(command_line: CommandLine, database: Database) -> None:

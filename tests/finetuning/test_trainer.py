@@ -16,6 +16,7 @@ from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapt
 from jenga_core.finetuning.data import Encoded, collator, encode_file
 from jenga_core.finetuning.dense_reference import measure_dense
 from jenga_core.finetuning.trainer import Finished, finetune, make_plan
+from jenga_core.patching.apply import JengaHandle
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 
@@ -111,6 +112,27 @@ def test_a_resumed_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
     assert sorted(rest.steps) == [5, 6, 7, 8]
     assert rest.losses == whole.losses[4:]
     assert [entry["loss"] for entry in finished.history] == whole.losses
+
+
+def test_the_epoch_is_counted_also_by_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets move on with it."""
+    epochs: list[int] = []
+    run_once = JengaHandle.run
+
+    def spy(handle: JengaHandle, *args: Any) -> Any:
+        epochs.append(handle.epoch)
+        return run_once(handle, *args)
+
+    monkeypatch.setattr(JengaHandle, "run", spy)
+    settings = config(max_steps=12, gradient_accumulation_steps=6, checkpoint_steps=6)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "resumed").mkdir()
+    whole, _, _ = run(tmp_path / "whole", settings)
+    assert epochs == sorted(epochs)
+    assert max(epochs) == 2
+    of_whole, epochs[:] = list(epochs), []
+    run(tmp_path / "resumed", settings, resume_from=whole.checkpoints[0])
+    assert epochs == of_whole[-len(epochs) :]
 
 
 def test_a_run_that_was_lost_after_its_last_step_trains_no_more(tmp_path: Path) -> None:

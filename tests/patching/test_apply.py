@@ -134,6 +134,23 @@ def test_sequences_shorter_than_a_block() -> None:
         torch.testing.assert_close(loss, model(**dense).loss)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "entry_layer"),
+    [
+        ("ssss ff", 4),  # half of the layers is 3, which slides
+        ("fffs fs", 4),
+        ("sssf ss", 3),
+        ("ffff ss", 3),
+        ("ffss ss", 3),  # nothing above sees everything
+    ],
+)
+def test_the_default_entry_layer_sees_everything(kinds: str, entry_layer: int) -> None:
+    """A layer whose attention slides cannot tell what is asked of far blocks."""
+    layer_types = [{"s": "sliding_attention", "f": "full_attention"}[kind] for kind in kinds.replace(" ", "")]
+    model = tiny_model("gemma3_text", layers=6, layer_types=layer_types)
+    assert apply_jenga(model, JengaConfig.preset("jenga")).entry_layer == entry_layer
+
+
 def test_report() -> None:
     model, batch = tiny_model(), tiny_batch(batch=1, tokens=80, padded=False)
     handle = apply_jenga(

@@ -53,7 +53,7 @@ def projections(tokens: int = 400) -> Projections:
     x = torch.randn(tokens, 12, generator=generator)
     q = (x @ torch.randn(12, 16, generator=generator)).view(tokens, 4, 4)
     k = (x @ torch.randn(12, 8, generator=generator)).view(tokens, 2, 4)
-    q[:, :, [1, 3]] *= 1e-3
+    q[:, :, [1, 3]] *= 0.05
     return Projections(x, q, k, torch.tensor([0.5, 0.1]), 0.25, None)
 
 

@@ -18,17 +18,19 @@ export function offerActions(path, show) {
       const dialog = byId(`confirm-${name}`);
       if (dialog && !(await asked(dialog, name))) return;
       byId(name).disabled = true;
+      let again = true; // a job that was told to stop goes on to the end of its step; telling it twice changes nothing
       try {
         const job = await post(`${path}/${name}`);
         show(job);
         showActions(job);
+        again = name !== "stop";
       } catch (error) {
         if (!expected(error)) throw error;
         const message = `${NAMES[name]} did not work: ${error.message}`;
         complain(byId("failure"), message);
         announce(message);
       }
-      byId(name).disabled = false;
+      if (again) byId(name).disabled = false;
     });
   }
 }

@@ -7,7 +7,7 @@ const root = new URL("../", import.meta.url);
 export const url = (path) => new URL(path, root).href;
 
 /** The server refused the request for good (4xx). `param` is the field that it refused, `status` the HTTP status. */
-export class Refused extends Error {
+class Refused extends Error {
   constructor(message, { param = null, status = 400, code = null } = {}) {
     super(message);
     Object.assign(this, { param, status, code });
@@ -15,7 +15,7 @@ export class Refused extends Error {
 }
 
 /** No answer, or one that says "later" (network, 5xx, 429): worth another try. */
-export class Unreachable extends Error {}
+class Unreachable extends Error {}
 
 /** True of errors to show to the reader; any other is a mistake in these modules. */
 export const expected = (error) => error instanceof Refused || error instanceof Unreachable;

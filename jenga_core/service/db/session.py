@@ -18,7 +18,6 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import Session
 
-
 POOL: dict[str, Any] = {"pool_size": 5, "max_overflow": 35}
 """As many connections as the API has threads (anyio's 40): a busy thread never waits for one, which could time out."""
 

@@ -25,6 +25,7 @@ class Job(Base):
         _one_of("stage", JobStage),
         Index(None, "team_id", "created_at", "id"),
         Index(None, "team_id", "started_at"),
+        Index(None, "team_id", "state"),
         Index(None, "state", "created_at"),
     )
 

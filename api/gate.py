@@ -1,8 +1,7 @@
-"""What happens to every request before its route, in pure ASGI: nothing here reads a body.
+"""What a request must pass before its route, in pure ASGI: nothing here reads a body.
 
-    Envelope    request id, security headers, an answer for exceptions that nobody expected, an end to bodies unread
-    Gate        below /v1: the API key, its scope and its rate; then the body's size
-    (routes)
+    below /v1      the API key, its scope, its rate
+    everywhere     the body's size
 
 A framework that authenticates in a route has parsed the body by then: with a wrong key it would still spool a whole
 upload to disk. The gate answers 401, 403, 429 and 413 without reading, and counts what it lets through.
@@ -10,25 +9,23 @@ upload to disk. The gate answers 401, 403, 429 and 413 without reading, and coun
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Mapping
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import check_scope, principal_of
-from api.errors import BadRequest, RateLimited, error_response, response_of
+from api.errors import BadRequest, RateLimited, response_of
 from jenga_core.errors import JengaError, TooLargeError
 from jenga_core.service.accounts.keys import Principal
 from jenga_core.service.accounts.rate_limit import Allowance, RateLimiter
 from jenga_core.service.db.session import Database
 from jenga_core.service.files.uploads import MAX_PART_BYTES
-from jenga_core.service.ids import new_id
 from jenga_core.service.settings import Settings
 
 MAX_JSON_BYTES = 2**20
@@ -37,63 +34,7 @@ MAX_JSON_BYTES = 2**20
 MULTIPART_BYTES = 2**16
 """What a form may add to the part in it, whose size clients choose to be the largest allowed."""
 
-DRAINED_BYTES = 2**18
-"""So much of a body that nobody wants is read to keep the connection; for a larger one the connection ends."""
-
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    # For answers that are data; a page brings its own.
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-}
-
 _PART = re.compile(r"/v1/uploads/[^/]+/parts")
-
-log = logging.getLogger(__name__)
-
-
-class Envelope:
-    """Outermost: `x-request-id` and security headers on every answer, also on the 500 that it makes itself."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id, started = new_id("req_"), False
-        scope.setdefault("state", {})["request_id"] = request_id
-        unread = _announces_a_large_body(Headers(scope=scope))
-
-        async def receive_to_the_end() -> Message:
-            nonlocal unread
-            message = await receive()
-            unread = unread and bool(message.get("more_body"))
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                if unread:  # else the server would read and drop the rest, to keep the connection
-                    headers["connection"] = "close"
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        try:
-            await self.app(scope, receive_to_the_end, send_with_headers)
-        except Exception:
-            log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
-            if started:
-                raise  # too late to say anything else: the server cuts the connection
-            message = f"Something went wrong on this server. Its log has the reason, under {request_id}."
-            response = error_response(500, message, code="internal_error")
-            await response(scope, receive, send_with_headers)
 
 
 class Gate:
@@ -143,12 +84,6 @@ class Gate:
         if path == "/v1/files":
             return self.settings.max_upload_bytes
         return MAX_PART_BYTES + MULTIPART_BYTES if _PART.fullmatch(path) else MAX_JSON_BYTES
-
-
-def _announces_a_large_body(headers: Headers) -> bool:
-    """More than is worth reading for the sake of the connection, or nobody knows how much."""
-    announced = headers.get("content-length", "0")
-    return "transfer-encoding" in headers or (announced.isdecimal() and int(announced[:20]) > DRAINED_BYTES)
 
 
 def _rate_headers(allowance: Allowance | None) -> dict[str, str]:
