@@ -138,6 +138,10 @@ class Supervisor:
             reason = ErrorMessage(code=error.code, message=error.message, param=error.param)
             lease.write(lambda session: settlement.fail(session, job, reason))
             return
+        except OSError as error:
+            full = ErrorMessage(code="job_folder", message=f"the job's folder could not be written: {error}")
+            lease.write(lambda session: settlement.fail(session, job, full))
+            return
         relay = Relay(job)
         oom_kills = host_memory.oom_kills()
         child = Child(self.command, folder, environment=claimed.environment, lease_ends=lease.ends)

@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
         "cuda": available,
         "devices": [_device(index) for index in range(torch.cuda.device_count())] if available else [],
         "triton": _triton_version(),
-        "kernels": _try_a_kernel() if available else None,
+        "kernels": try_a_kernel("cuda", torch.bfloat16) if available else None,
     }
 
 
@@ -49,14 +49,15 @@ def _triton_version() -> str | None:
     return str(triton.__version__)
 
 
-def _try_a_kernel() -> str:
+def try_a_kernel(device: str, dtype: torch.dtype) -> str:
+    """ "ok" when block scores computed by our kernel are those of plain PyTorch, else what went wrong."""
     try:
         from jenga_kernels.block_scores import block_scores
     except ImportError as error:
         return f"cannot be loaded: {error}"
     torch.manual_seed(0)
-    q_BHTD = torch.randn(1, 2, 64, 32, device="cuda", dtype=torch.bfloat16)
-    length_B = torch.tensor([64], device="cuda")
+    q_BHTD = torch.randn(1, 2, 64, 32, device=device, dtype=dtype)
+    length_B = torch.tensor([64], device=device)
     try:
         scores_BNN = block_scores(q_BHTD, q_BHTD, length_B, block_tokens=32, scale=1.0)
     except Exception as error:  # noqa: BLE001 - whatever a compiler says is the answer

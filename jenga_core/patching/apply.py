@@ -201,8 +201,8 @@ class JengaHandle:
     def run(self, given: Mapping[str, Any], selection: SelectionConfig | None) -> tuple[Tensor, Involvement]:
         """The decoder's output under a selection: the hidden rows that meet `involvement.loss_targets()`.
 
-        Without a selection every token is involved in every layer. `given` are the model's own arguments, labels included. Works in train and in eval mode, with and without
-        gradient.
+        Without a selection every token is involved in every layer. `given` are the model's own arguments, labels
+        included. Works in train and in eval mode, with and without gradient.
         """
         arguments = {name: value for name, value in given.items() if name not in _NOT_FOR_THE_DECODER}
         mask = given.get("attention_mask")

@@ -1,7 +1,8 @@
 """One training forward: which tokens are involved, and what every layer needs to know about them.
 
-An `Involvement` is made anew for each forward call. It cuts the batch into blocks, says which are learnt from, scores and
-selects them when a layer asks, and says which labels the loss is taken on. The way of the rows through the layers is in routes.py.
+An `Involvement` is made anew for each forward call. It cuts the batch into blocks, says which are learnt from, scores
+and selects them when a layer asks, and says which labels the loss is taken on. The way of the rows through the layers
+is in routes.py.
 
 Shapes   B batch, T tokens, G involved tokens, E hidden size, N blocks
 """

@@ -45,7 +45,7 @@ def test_from_the_key_to_the_adapter(service: Up, browser: Browser, tmp_path: Pa
         first = _submit_with_a_bad_file(visit, tmp_path)
         _watch_to_success(visit)
         _download(page, tmp_path)
-        second = _clone_and_cancel(visit, first)
+        second = _clone_pause_and_cancel(visit, first)
         _compare(visit, first, second)
         _other_pages(visit)
         visit.complaints[:] = [text for text in visit.complaints if "400" not in text]  # the estimate of half a form
@@ -105,7 +105,7 @@ def _download(page: Page, folder: Path) -> None:
         assert any(name.endswith("adapter_config.json") for name in tar.getnames())
 
 
-def _clone_and_cancel(visit: Visit, first: str) -> str:
+def _clone_pause_and_cancel(visit: Visit, first: str) -> str:
     page = visit.page
     page.get_by_role("link", name="Clone").click()
     expect(page.locator("#origin")).to_contain_text(first)
@@ -113,7 +113,12 @@ def _clone_and_cancel(visit: Visit, first: str) -> str:
     page.get_by_label("Steps at most").fill("100000")
     page.get_by_label("Blocks kept").fill("0.6")
     page.get_by_role("button", name="Submit job").click()
-    expect(page.locator("#progress")).to_contain_text("/ 100,000", timeout=TRAINING_MILLISECONDS)
+    expect(page.locator("#progress")).to_contain_text(re.compile(r"[1-9]\d* / 100,000"), timeout=TRAINING_MILLISECONDS)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#state")).to_contain_text("paused", timeout=TRAINING_MILLISECONDS)
+    expect(page.locator("#waiting")).to_contain_text("it holds no device")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#events")).to_contain_text("Going on from checkpoint-", timeout=TRAINING_MILLISECONDS)
     page.get_by_role("button", name="Cancel job").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
     expect(page.locator("#state")).to_have_text("cancelled", timeout=TRAINING_MILLISECONDS)

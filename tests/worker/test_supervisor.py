@@ -7,6 +7,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
@@ -271,6 +272,20 @@ def test_a_model_that_is_gone_fails_the_job(
         "message": "The model 'x' does not exist.",
         "param": "model",
     }
+
+
+def test_a_folder_that_cannot_be_written_fails_the_job(
+    supervisor: Supervisor, submit: Submit, job: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    job_id = submit("succeed")
+    monkeypatch.setattr(Path, "write_text", full)
+    assert supervisor.drain() == [job_id]
+    error = job(job_id).error
+    assert error is not None
+    assert (error["code"], "No space left on device" in error["message"]) == ("job_folder", True)
 
 
 class Running:

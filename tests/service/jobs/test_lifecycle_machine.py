@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -26,6 +33,11 @@ from tests.support.jobs import Seed, new_job, seed
 
 S = JobState
 MAX_ATTEMPTS = 3
+MOST_JOBS = 2
+"""That have not ended; few, so that much happens to each."""
+STALE = st.integers(0, 4)
+"""0: with a token that holds the job no more."""
+
 DEVICES = ["GPU-0", "GPU-1", "GPU-2"]
 
 
@@ -38,22 +50,28 @@ class Model:
     step: int = 0
     attempt: int = 0
     token: str | None = None
+    last_token: str = "never"
     stop_asked: bool = False
     devices: set[str] = field(default_factory=set)
 
     def let_go(self, to: JobState, *, counted: bool = True) -> None:
+        self.last_token = self.token or self.last_token
         self.state, self.token, self.devices = to, None, set()
         self.attempt -= not counted
 
 
 class Lifecycle(RuleBasedStateMachine):
     jobs: Bundle[str] = Bundle("jobs")
-    tokens: Bundle[tuple[str, str]] = Bundle("tokens")
 
     def __init__(self, database: Database, seeded: Seed) -> None:
         super().__init__()
         self.database, self.seeded = database, seeded
         self.models: dict[str, Model] = {}
+
+    def _token(self, job_id: str, stale: int) -> str:
+        """The token that holds the job, as a rule; now and then one that did."""
+        model = self.models[job_id]
+        return model.token if model.token and stale else model.last_token
 
     def _try(self, write: Callable[[Session], object]) -> bool:
         try:
@@ -63,6 +81,7 @@ class Lifecycle(RuleBasedStateMachine):
             return False
         return True
 
+    @precondition(lambda self: sum(not model.state.is_terminal for model in self.models.values()) < MOST_JOBS)
     @rule(target=jobs)
     def submit(self) -> str:
         with self.database.writing() as session:
@@ -70,8 +89,8 @@ class Lifecycle(RuleBasedStateMachine):
         self.models[job_id] = Model()
         return job_id
 
-    @rule(target=tokens, job_id=jobs, wanted=st.sets(st.sampled_from(DEVICES), max_size=2))
-    def claim(self, job_id: str, wanted: set[str]) -> tuple[str, str]:
+    @rule(job_id=jobs, wanted=st.sets(st.sampled_from(DEVICES), max_size=2))
+    def claim(self, job_id: str, wanted: set[str]) -> None:
         model = self.models[job_id]
         free = set(DEVICES) - {uuid for each in self.models.values() for uuid in each.devices}
         devices = sorted(wanted & free)
@@ -79,7 +98,7 @@ class Lifecycle(RuleBasedStateMachine):
             job = lifecycle.claim(session, job_id, lease_seconds=600, devices=devices)
         assert (job is not None) == (model.state is S.QUEUED)
         if job is None:
-            return job_id, "never"
+            return
         assert job.lease_token is not None
         model.state, model.stage, model.token, model.devices = (
             S.RUNNING,
@@ -88,49 +107,43 @@ class Lifecycle(RuleBasedStateMachine):
             set(devices),
         )
         model.attempt += 1
-        return job_id, job.lease_token
 
-    @rule(held=tokens, stage=st.sampled_from(list(JobStage)), step=st.integers(0, 5))
-    def record(self, held: tuple[str, str], stage: JobStage, step: int) -> None:
-        job_id, token = held
-        model = self.models[job_id]
+    @rule(job_id=jobs, stale=STALE, stage=st.sampled_from(list(JobStage)), step=st.integers(0, 5))
+    def record(self, job_id: str, stale: int, stage: JobStage, step: int) -> None:
+        model, token = self.models[job_id], self._token(job_id, stale)
         done = self._try(lambda session: lifecycle.record(session, job_id, token, stage=stage, step=step))
         assert done == (model.token == token)
         if done:
             model.stage, model.step = stage, step
 
-    @rule(held=tokens)
-    def renew(self, held: tuple[str, str]) -> None:
-        job_id, token = held
-        model = self.models[job_id]
+    @rule(job_id=jobs, stale=STALE)
+    def renew(self, job_id: str, stale: int) -> None:
+        model, token = self.models[job_id], self._token(job_id, stale)
         told: list[lifecycle.Wishes] = []
         done = self._try(lambda session: told.append(lifecycle.renew(session, job_id, token, lease_seconds=600)))
         assert done == (model.token == token)
         if done:
             assert told == [lifecycle.Wishes(model.state, finish=model.stop_asked)]
 
-    @rule(held=tokens, to=st.sampled_from([S.SUCCEEDED, S.FAILED, S.CANCELLED]))
-    def settle(self, held: tuple[str, str], to: JobState) -> None:
-        job_id, token = held
-        model = self.models[job_id]
+    @rule(job_id=jobs, stale=STALE, to=st.sampled_from([S.SUCCEEDED, S.FAILED, S.CANCELLED]))
+    def settle(self, job_id: str, stale: int, to: JobState) -> None:
+        model, token = self.models[job_id], self._token(job_id, stale)
         done = self._try(lambda session: lifecycle.settle(session, job_id, token, to))
         assert done == (model.token == token and to in ALLOWED[model.state])
         if done:
             model.let_go(to)
 
-    @rule(held=tokens, counted=st.booleans())
-    def requeue(self, held: tuple[str, str], counted: bool) -> None:
-        job_id, token = held
-        model = self.models[job_id]
+    @rule(job_id=jobs, stale=STALE, counted=st.booleans())
+    def requeue(self, job_id: str, stale: int, counted: bool) -> None:
+        model, token = self.models[job_id], self._token(job_id, stale)
         done = self._try(lambda session: lifecycle.requeue(session, job_id, token, counted=counted))
         assert done == (model.token == token and model.state is S.RUNNING)
         if done:
             model.let_go(S.QUEUED, counted=counted)
 
-    @rule(held=consumes(tokens))
-    def pause(self, held: tuple[str, str]) -> None:
-        job_id, token = held
-        model = self.models[job_id]
+    @rule(job_id=jobs, stale=STALE)
+    def pause(self, job_id: str, stale: int) -> None:
+        model, token = self.models[job_id], self._token(job_id, stale)
         done = self._try(lambda session: lifecycle.pause(session, job_id, token))
         assert done == (model.token == token and model.state is S.PAUSING)
         if done:
@@ -146,6 +159,22 @@ class Lifecycle(RuleBasedStateMachine):
             model.state = S.PAUSING
         elif model.state is S.QUEUED:
             model.state = S.PAUSED
+
+    @rule(job_id=jobs)
+    def train(self, job_id: str) -> None:
+        """Two steps at once, without which chance alone seldom gets far."""
+        self.claim(job_id=job_id, wanted={"GPU-0"})
+        self.record(job_id=job_id, stale=1, stage=JobStage.FINETUNE, step=1)
+
+    @rule(job_id=jobs)
+    def pause_at_once(self, job_id: str) -> None:
+        self.request_pause(job_id=job_id)
+        self.pause(job_id=job_id, stale=1)
+
+    @rule(job_id=jobs)
+    def stop_and_pause(self, job_id: str) -> None:
+        self.request_stop(job_id=job_id)
+        self.request_pause(job_id=job_id)
 
     @rule(job_id=jobs)
     def resume(self, job_id: str) -> None:
@@ -234,5 +263,5 @@ def test_the_lifecycle_agrees_with_a_model(
         return Lifecycle(database, seeded)
 
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        fresh, settings=hypothesis_settings(max_examples=25, stateful_step_count=30, deadline=None)
+        fresh, settings=hypothesis_settings(max_examples=50, stateful_step_count=40, deadline=None)
     )
