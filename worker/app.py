@@ -10,6 +10,7 @@ SIGTERM stops a worker: its trainers stop at their next step and their jobs go b
 from __future__ import annotations
 
 import logging
+import signal
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,7 @@ from jenga_core.service.jobs.queue import (
     TIDY_TASK,
     connect,
 )
+from jenga_core.service.processes import end_with_parent
 from jenga_core.service.settings import Settings
 from jenga_core.service.webhooks.delivery import deliver
 from worker import reaper, tidying
@@ -137,3 +139,9 @@ def _leave_fleet(**_about: Any) -> None:
 @signals.worker_process_init.connect
 def _listen(**_about: Any) -> None:
     stop.only_listen()
+
+
+@signals.beat_embedded_init.connect
+def _end_with_ops(**_about: Any) -> None:
+    """The clock is a fork of the ops worker; left alone it would go on ringing beside its successor's."""
+    end_with_parent(signal.SIGKILL)

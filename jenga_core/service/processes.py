@@ -28,3 +28,9 @@ def dies_with_this(number: signal.Signals) -> Callable[[], None]:
                 os._exit(1)
 
     return preexec
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """In a process that was forked: the kernel sends it `number` when its parent dies. Only on Linux."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.chaos.stack import BACKENDS, Stack, kill, running
-from tests.support.processes import until
+from tests.support.processes import is_alive, until
 
 
 def step_of(stack: Stack, job_id: str) -> int:
@@ -33,7 +34,9 @@ def test_six_kills(backend: str, tmp_path: Path) -> None:
         stack.mend()
 
         stack.workers["h1"].kill()  # 5: a host's Celery worker
+        forks = [child.pid for child in psutil.Process(stack.ops.pid).children()]
         stack.ops.kill()  # 6: the clock and the reaper
+        until(lambda: not any(map(is_alive, forks)), 30)
         jobs.append(stack.submit())
         stack.mend()
 

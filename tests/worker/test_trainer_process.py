@@ -186,7 +186,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_curve(
 
 def test_predictors_are_trained_when_asked_and_reused_by_the_next_job(tmp_path: Path, model_folder: Path) -> None:
     selection = {"block_tokens": 8, "score": "predicted"}
-    settings: dict[str, Any] = {"max_steps": 2, "predictor": {"hidden": 16, "steps": 30}}
+    settings: dict[str, Any] = {"max_steps": 2, "predictor": {"hidden": 16, "steps": 30, "min_recall": 1.0}}
     first = Run(tmp_path / "first", make_spec(tmp_path, model_folder, selection=selection, **settings))
     assert first.wait() == EXIT_OK, first.log()
     (made,) = first.of_kind("predictor")
@@ -200,7 +200,8 @@ def test_predictors_are_trained_when_asked_and_reused_by_the_next_job(tmp_path: 
     assert memory["dense_reference"] == 0 < 4 * made.report["parameters"] <= memory["finetune"]
     told = [event.message for event in first.of_kind("event")]
     assert any("new predictors of" in message and "% in layer 2" in message for message in told)
-    assert any("they are used all the same, as asked" in message for message in told)
+    warned = any("they are used all the same, as asked" in message for message in told)
+    assert warned == (made.report["layers"]["2"]["recall"] < 1)
 
     settings["predictor"]["min_recall"] = 0.0
     automatic = make_spec(tmp_path, model_folder, **settings)  # score: auto
