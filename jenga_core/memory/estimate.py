@@ -34,8 +34,8 @@ ELEMENT_BYTES = {"cuda": 2, "cpu": 4}
 
 ROW = {
     "unfused": {"E": 16, "Q": 3, "K": 2, "F": 3},  # norms, and peft's inputs of q, k, v, o, in float32; act and up
-    "none": {"E": 4, "Q": 2, "K": 2, "F": 2},  # x, normed twice, x_mid; q, attention out; k, v; gate, up
-    "mlp": {"E": 4, "Q": 2, "K": 2, "F": 0},
+    "none": {"E": 2, "Q": 2, "K": 2, "F": 2},  # x, x_mid (normed again in backward); q, attention out; k, v; gate, up
+    "mlp": {"E": 2, "Q": 2, "K": 2, "F": 0},
     "full": {"E": 1, "Q": 1, "K": 2, "F": 0},  # x; attention out; k, v
 }
 """Elements that a row with gradient leaves in one layer: left to transformers and peft, or lean, by `recompute`."""
