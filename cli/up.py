@@ -135,7 +135,7 @@ def _start(stack: ExitStack, settings: Settings, listener: socket.socket, addres
 
     run, ops = (f"{role}-{secrets.token_hex(3)}@{socket.gethostname()}" for role in ("run", "ops"))
     start("worker", _celery(run, queue.RUN_QUEUE, workers), stop_seconds=40)
-    start("ops", _celery(ops, queue.OPS_QUEUE, 1, "--beat"), stop_seconds=10)
+    start("ops", _celery(ops, queue.OPS_QUEUE, 2, "--beat"), stop_seconds=10)
     descriptor = listener.fileno()
     start("api", [sys.executable, "-m", "cli.serve", str(descriptor)], stop_seconds=10, pass_fds=(descriptor,))
 

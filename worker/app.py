@@ -1,7 +1,7 @@
 """The Celery process.
 
     celery -A worker.app worker -Q run -c N        up to N jobs at a time on this machine, each on devices of its own
-    celery -A worker.app worker -B -Q ops -c 1     the reaper and its clock; exactly one per installation
+    celery -A worker.app worker -B -Q ops -c 2     the reaper and its clock; exactly one per installation
 
 Task arguments are named, and unknown ones are ignored, so that old and new workers understand each other's messages.
 SIGTERM stops a worker: its trainers stop at their next step and their jobs go back to the queue.

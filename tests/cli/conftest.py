@@ -74,6 +74,7 @@ def command_line(tmp_path: Path, settings: Settings, database: Database) -> Iter
     server = Server(settings)
     server.start()
     own = {"JENGA_BASE_URL": server.url, "JENGA_API_KEY": key, "JENGA_DATA_DIR": str(tmp_path / "client")}
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    foreign = {*UNSET, "COLUMNS", "LINES"}  # pytest's own terminal, which xdist tells its workers of
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
     yield CommandLine(server, {**environment, **own, "TERM": "xterm-256color"})
     server.stop()

@@ -265,7 +265,7 @@ def test_a_key_that_may_only_read_makes_none(visit: Visit, settings: Settings, d
     with database.writing() as session:
         team = teams.get_or_create_team(session, "seeded")
         key = create_key(session, team, "reader", pepper=settings.pepper, scopes=[Scope.READ])
-    visit.page.get_by_role("button", name="Log out").click()
+    visit.log_out()
     visit.log_in(key)
     visit.page.get_by_role("link", name="Keys").click()
     expect(visit.page.locator("#no-admin")).to_be_visible()
@@ -276,7 +276,7 @@ def test_a_key_that_may_only_read_makes_none(visit: Visit, settings: Settings, d
 @wide_and_narrow
 def test_without_anything_the_pages_teach_the_first_step(visit: Visit, keys: tuple[str, str]) -> None:
     page = visit.page
-    page.get_by_role("button", name="Log out").click()
+    visit.log_out()
     page.get_by_label("API key").fill(keys[1])
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
