@@ -115,7 +115,7 @@ _queued = _job(
     total_steps=None,
     loss=None,
     memory=None,
-    queue={"position": 1, "reason": "next: its team has used the least device time lately (0 s)"},
+    queue={"position": 1, "reason": "next: its team has used the least device time lately (0 min)"},
 )
 _event = {
     "id": "ftevent-4kVvLr2T-5",

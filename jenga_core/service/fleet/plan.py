@@ -185,4 +185,5 @@ def _why(higher: int, others: int, own: int, used_seconds: float) -> str:
     if parts:
         before = higher + others + own
         return f"{before} {'job goes' if before == 1 else 'jobs go'} first: " + ", ".join(parts)
-    return f"next: its team has used the least device time lately ({used_seconds:.0f} s)"
+    used = f"{used_seconds / 3600:.1f} h" if used_seconds >= 3600 else f"{used_seconds / 60:.0f} min"
+    return f"next: its team has used the least device time lately ({used})"

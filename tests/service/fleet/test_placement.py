@@ -59,7 +59,7 @@ def test_team_b_s_one_job_is_next_after_team_a_s_first_of_thirty(database: Datab
         told = placement.waiting(session, [of_b, of_a[1]])
     assert told[of_b].position == 1
     assert told[of_b].reason == (
-        "next: its team has used the least device time lately (0 s); waits for a free device: 1 of 1 are busy"
+        "next: its team has used the least device time lately (0 min); waits for a free device: 1 of 1 are busy"
     )
     assert told[of_a[1]].position == 2
     assert "1 job goes first: 1 of teams that have used less device time lately" in told[of_a[1]].reason

@@ -28,7 +28,7 @@ def test_of_thirty_jobs_of_one_team_and_one_of_another_the_one_is_next() -> None
     queue = [waiter(f"a{number}", "a", number) for number in range(29)] + [waiter("b", "b", 100)]
     order, why = ordered(queue, {"a": 60.0})
     assert order[0].job_id == "b"
-    assert why["b"] == "next: its team has used the least device time lately (0 s)"
+    assert why["b"] == "next: its team has used the least device time lately (0 min)"
     assert [each.job_id for each in order[1:4]] == ["a0", "a1", "a2"]
     assert why["a1"] == "2 jobs go first: 1 of teams that have used less device time lately, 1 older of its own team"
 

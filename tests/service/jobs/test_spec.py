@@ -66,10 +66,10 @@ def test_a_job_that_fits_no_gpu_is_refused_with_what_would(
     said = refused.value.message
     assert (refused.value.code, refused.value.param) == ("does_not_fit", "jenga.context_length_tokens")
     assert "the largest GPU for it has 24.0 GiB; with these settings a context of up to " in said
-    assert said.endswith("; at 32768 tokens recompute='full' would fit")
+    assert said.endswith("; at 32768 tokens recompute='mlp' would fit")
     longest = int(said.partition("up to ")[2].split()[0])
     assert job_of(database, settings, seeded, context_length_tokens=longest).memory_bytes is not None
-    assert job_of(database, settings, seeded, recompute="full").memory_bytes is not None
+    assert job_of(database, settings, seeded, recompute="mlp").memory_bytes is not None
 
 
 def test_a_fleet_of_cpus_or_none_at_all_refuses_nothing(database: Database, settings: Settings, seeded: Seed) -> None:
