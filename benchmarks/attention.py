@@ -145,7 +145,8 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 def _ours(about: dict[str, Any], case: Case) -> Iterator[dict[str, Any]]:
-    from jenga_kernels.involved_attention import involved_attention, involved_attention_backward
+    from jenga_kernels.involved_attention import involved_attention
+    from jenga_kernels.involved_attention_backward import involved_attention_backward
 
     q, k, v = case.q_BHGD.detach(), case.k_BKTD.detach(), case.v_BKTD.detach()
     sees, scale = (case.first_BG, case.last_BG), case.scale

@@ -12,16 +12,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.finetuning.checkpoints import STATE_FOLDER
 from jenga_core.finetuning.dense_reference import DenseReference
 from jenga_core.finetuning.evaluation import HeldOut
 from jenga_core.prediction import store
-
-if TYPE_CHECKING:
-    from worker.training_job import TrainingJob
+from worker.training_job import TrainingJob
 
 CALIBRATION, THRESHOLDS, PREDICTORS = "calibration.json", "thresholds.json", "predictors"
 

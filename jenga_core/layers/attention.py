@@ -12,6 +12,7 @@ Shapes   B batch, H query heads, K key/value heads, T tokens, G involved tokens,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,9 +78,7 @@ def attend(call: AttentionCall, sight: Sight) -> Attended:
                 q, k, v, None, True, 0.0, True, False, scale=call.scale
             )
             return Attended(o, lse.reshape(q.shape[:3]), k, v, sight)
-        o, lse = _involved(q).involved_attention(
-            q, k, v, sight.first_BG, sight.last_BG, scale=call.scale, softcap=call.softcap
-        )
+        o, lse = _forward_of(q)(q, k, v, sight.first_BG, sight.last_BG, scale=call.scale, softcap=call.softcap)
     return Attended(o, lse, k, v, sight)
 
 
@@ -112,7 +111,7 @@ class _AttentionOfRows(torch.autograd.Function):
                 scale=scale,
             )  # fmt: skip
         else:
-            gradients = _involved(q).involved_attention_backward(
+            gradients = _backward_of(q)(
                 do, q, k, v, o, lse, sight.first_BG, sight.last_BG, scale=scale, softcap=softcap
             )
         return (*gradients, None, None)
@@ -126,14 +125,23 @@ def _cudnn_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return torch.backends.cuda.can_use_cudnn_attention(parameters)
 
 
-def _involved(q: Tensor) -> Any:
-    """The module to ask: Triton kernels on a GPU, their twins elsewhere."""
+def _forward_of(q: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The Triton kernel on a GPU, its twin elsewhere and for what it does not take."""
     if q.is_cuda:
-        from jenga_kernels import involved_attention as kernels
+        from jenga_kernels import involved_attention as kernel
 
-        if kernels.supports(q.shape[-1], q.dtype):
-            return kernels
-    return reference
+        if kernel.supports(q.shape[-1], q.dtype):
+            return kernel.involved_attention
+    return reference.involved_attention
+
+
+def _backward_of(q: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    if q.is_cuda:
+        from jenga_kernels import involved_attention, involved_attention_backward
+
+        if involved_attention.supports(q.shape[-1], q.dtype):
+            return involved_attention_backward.involved_attention_backward
+    return reference.involved_attention_backward
 
 
 def mask_among_involved(mask: Tensor | None, selection: Selection) -> Tensor | None:

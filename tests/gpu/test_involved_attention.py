@@ -37,7 +37,8 @@ def _needs_a_device() -> None:
 def test_kernels_equal_twins(
     shape: tuple[int, int, int, int], dtype: torch.dtype, window: int | None, softcap: float | None
 ) -> None:
-    from jenga_kernels import involved_attention as kernels
+    from jenga_kernels.involved_attention import involved_attention
+    from jenga_kernels.involved_attention_backward import involved_attention_backward
 
     H, K, T, D = shape
     first, last = (x.to(DEVICE) for x in rows_of(T, window=window, document=T // 3, seed=T))
@@ -50,8 +51,8 @@ def test_kernels_equal_twins(
     q, do, k, v = strided(H, G), strided(H, G), strided(K, T), strided(K, T)
     options = {"scale": D**-0.5, "softcap": softcap}
 
-    o, lse = kernels.involved_attention(q, k, v, first, last, **options)
-    gradients = kernels.involved_attention_backward(do, q, k, v, o, lse, first, last, **options)
+    o, lse = involved_attention(q, k, v, first, last, **options)
+    gradients = involved_attention_backward(do, q, k, v, o, lse, first, last, **options)
     ours = dict(zip(("o", "dq", "dk", "dv"), (o, *gradients), strict=True))
 
     def of_twin(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -86,7 +87,8 @@ def test_what_the_kernels_do_not_take() -> None:
 
 
 def test_no_rows() -> None:
-    from jenga_kernels.involved_attention import involved_attention, involved_attention_backward
+    from jenga_kernels.involved_attention import involved_attention
+    from jenga_kernels.involved_attention_backward import involved_attention_backward
 
     q, k = torch.randn(1, 2, 0, 16, device=DEVICE), torch.randn(1, 2, 8, 16, device=DEVICE)
     row = torch.zeros(1, 0, dtype=torch.long, device=DEVICE)

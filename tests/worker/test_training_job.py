@@ -12,7 +12,8 @@ import torch
 from jenga_core import JengaConfig
 from jenga_core.errors import JengaError
 from worker.protocol import EventMessage, TrainerSpec, message_adapter
-from worker.training_job import JobWatcher, Reporter, TrainingJob
+from worker.training_job import Reporter, TrainingJob
+from worker.watcher import JobWatcher
 
 
 def test_warnings_are_told_and_kept_and_a_diverged_loss_ends_the_job(tmp_path: Path) -> None:

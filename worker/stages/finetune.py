@@ -6,7 +6,8 @@ from jenga_core.finetuning.trainer import finetune
 from jenga_core.memory.accounting import peak_bytes, reset_peak, states_bytes
 from worker import ranks
 from worker.protocol import MemoryMessage
-from worker.training_job import JobWatcher, TrainingJob
+from worker.training_job import TrainingJob
+from worker.watcher import JobWatcher
 
 
 def run(job: TrainingJob) -> None:
