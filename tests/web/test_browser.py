@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
-from jenga_core.service.db.models import Job
+from jenga_core.service.db.models import Job, JobMetric
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
 from tests.web import seed
@@ -259,6 +259,13 @@ def test_a_key_is_shown_once_and_revoked(visit: Visit) -> None:
     page.get_by_role("button", name="Revoke robot").click()
     page.get_by_role("button", name="Revoke key").click()
     expect(page.get_by_role("row").filter(has_text="robot")).to_contain_text("revoked")
+
+
+def test_the_loss_is_drawn_before_any_throughput_is_known(visit: Visit, database: Database) -> None:
+    with database.writing() as session:
+        session.execute(update(JobMetric).values(tokens_per_second=None))
+    visit.open(f"jobs/{seed.RUNNING}")
+    expect(visit.page.locator("#loss-chart .trace").first).to_be_visible()
 
 
 def test_a_key_that_may_only_read_makes_none(visit: Visit, settings: Settings, database: Database) -> None:

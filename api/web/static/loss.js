@@ -13,6 +13,7 @@ const draw = chart(byId("loss-chart"), (metrics) => {
       cliponaxis: false };
   };
   const many = metrics.length > 60;
+  const paced = metrics.some((metric) => metric.tokens_per_second !== null); // plotly cannot place an axis without data
   const train = series("train", "train_loss", { mode: many ? "lines" : "lines+markers", hovertemplate: "%{y:.4f}",
     line: { color: colour("ours"), width: many ? 1 : 2 }, marker: { size: 5 }, opacity: many ? 0.45 : 1 });
   return {
@@ -21,8 +22,8 @@ const draw = chart(byId("loss-chart"), (metrics) => {
       ...(many ? [{ ...train, name: "train, smoothed", y: smooth(train.y), line: { color: colour("ours"), width: 2 }, opacity: 1 }] : []),
       series("held-out", "valid_loss", { mode: "lines+markers", hovertemplate: "%{y:.4f}",
         line: { color: colour("held-out"), width: 2, dash: "dot" }, marker: { size: 8, symbol: "diamond" } }),
-      series("tokens/s", "tokens_per_second", { mode: "lines", hovertemplate: "%{y:,.0f}", yaxis: "y2", fill: "tozeroy",
-        line: { color: colour("dense"), width: 1.5 } }),
+      ...(paced ? [series("tokens/s", "tokens_per_second", { mode: "lines", hovertemplate: "%{y:,.0f}", yaxis: "y2",
+        fill: "tozeroy", line: { color: colour("dense"), width: 1.5 } })] : []),
     ],
     layout: {
       height: 350,
@@ -31,9 +32,9 @@ const draw = chart(byId("loss-chart"), (metrics) => {
       hoversubplots: "axis",
       showlegend: true,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
-      xaxis: axis("step", { rangemode: "tozero", showgrid: false, anchor: "y2", ...counting(metrics.at(-1).step) }),
-      yaxis: axis("loss (nats/token)", { domain: [0.32, 1] }),
-      yaxis2: axis("tokens/s", { domain: [0, 0.22], rangemode: "tozero", nticks: 3 }),
+      xaxis: axis("step", { rangemode: "tozero", showgrid: false, anchor: paced ? "y2" : "y", ...counting(metrics.at(-1).step) }),
+      yaxis: axis("loss (nats/token)", { domain: [paced ? 0.32 : 0, 1] }),
+      ...(paced && { yaxis2: axis("tokens/s", { domain: [0, 0.22], rangemode: "tozero", nticks: 3 }) }),
     },
   };
 });
