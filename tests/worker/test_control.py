@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -26,6 +25,7 @@ from jenga_core.service.settings import Settings
 from tests.support.fleet import gpus, join_fleet
 from tests.support.jobs import MODEL_CONFIG, Seed, force, seed, submit_job
 from tests.support.processes import is_alive, until
+from tests.support.running import Running
 from tests.worker.conftest import FAKE_TRAINER
 from worker.protocol import TrainerSpec
 from worker.stop import Stop
@@ -45,20 +45,6 @@ def losses_of(database: Database, job_id: str) -> list[int]:
     with database.reading() as session:
         trained = (JobMetric.job_id == job_id) & JobMetric.train_loss.is_not(None)
         return list(session.scalars(select(JobMetric.step).where(trained).order_by(JobMetric.step)))
-
-
-class Running:
-    """A supervisor at work in a thread, so that the test can interfere."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.ran: list[str] = []
-        self._thread = threading.Thread(target=lambda: self.ran.extend(supervisor.drain()))
-        self._thread.start()
-
-    def join(self) -> list[str]:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        return self.ran
 
 
 def ask(database: Database, request: Callable[..., object], job_id: str) -> object:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from jenga_core.service.jobs.state import JobStage, JobState
 from jenga_core.service.settings import Settings
 from tests.support.jobs import force
 from tests.support.processes import is_alive, until
+from tests.support.running import Running
 from worker import host_memory
 from worker.protocol import TrainerSpec
 from worker.stop import Stop
@@ -286,20 +286,6 @@ def test_a_folder_that_cannot_be_written_fails_the_job(
     error = job(job_id).error
     assert error is not None
     assert (error["code"], "No space left on device" in error["message"]) == ("job_folder", True)
-
-
-class Running:
-    """A supervisor at work in a thread, so that the test can interfere."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.ran: list[str] = []
-        self._thread = threading.Thread(target=lambda: self.ran.extend(supervisor.drain()))
-        self._thread.start()
-
-    def join(self) -> list[str]:
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        return self.ran
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "hang_hard"])
