@@ -126,11 +126,11 @@ def work(
     Args:
         policy: a key of benchmarks.contenders.POLICIES.
         involved: for sparse policies; see `Involved`.
-        entry_layer: None means half of the layers.
+        entry_layer: None means three fifths of the layers, the default.
     """
     chosen = POLICIES[policy]
     again = "checkpoint" if chosen.uses_checkpointing else recompute
-    step = _Step(shape, tokens, involved, shape.layers // 2 if entry_layer is None else entry_layer, again)
+    step = _Step(shape, tokens, involved, shape.layers * 3 // 5 if entry_layer is None else entry_layer, again)
     selection = (chosen.fields or {}).get("selection", {})
     if not chosen.is_sparse:
         step.dense(range(shape.layers))

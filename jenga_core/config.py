@@ -78,7 +78,7 @@ class SelectionConfig(_Part):
     there are some, else exact; a job on a GPU trains them. `random` and `recent` are controls: they show what informed
     scores are worth."""
 
-    column: Column = "mean"
+    column: Column = "relative"
     """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
     blocks, which more queries can see. `mean` divides that advantage away, and favours late ones, which are near to all
     that see them. `relative` divides each score by what is usual at its distance, and favours neither."""
@@ -109,8 +109,8 @@ class SelectionConfig(_Part):
 
     entry_layer: int | None = Field(default=None, ge=0)
     """The layer that chooses (`per_layer`: the first that does), counted from 0; the layers below compute every token.
-    None means half of the layers, and from there the first whose attention reaches back to the first token: a layer
-    with a sliding window cannot tell what is asked of far blocks."""
+    None means three fifths of the layers, behind those that look things up, and from there the first whose attention
+    reaches back to the first token: a layer with a sliding window cannot tell what is asked of far blocks."""
 
     block_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens per block. Blocks start at each document's first token."""

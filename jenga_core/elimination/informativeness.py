@@ -108,13 +108,14 @@ def mean_by_distance(scores_BNN: Tensor, blocks: Blocks, reach_blocks: int | Non
     """E_{m-n} for each pair, float32 B x N x N, above 0: the mean over the sequence's pairs that lie as far apart.
 
     The first block of a document, the attention sink, is asked by all from everywhere; it has no part in the means.
+    Where that leaves nothing, or nothing but zeros, the mean reads 1.
     """
     N = scores_BNN.shape[1]
     counts_BNN = blocks.seen(reach_blocks) & ~blocks.is_first_of_document()[:, None, :]
     means_BN = _diagonal_sums(scores_BNN * counts_BNN) / _diagonal_sums(counts_BNN.float()).clamp(min=1)
     block_N = torch.arange(N, device=scores_BNN.device)
     distance_NN = (block_N[:, None] - block_N).clamp(min=0)
-    return means_BN[:, distance_NN].clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(means_BN > 0, means_BN, 1.0)[:, distance_NN]
 
 
 def _diagonal_sums(values_BNN: Tensor) -> Tensor:

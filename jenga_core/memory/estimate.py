@@ -351,9 +351,9 @@ def _elements(shape: ModelShape, table: Mapping[str, int]) -> int:
 
 
 def _entry_layer(shape: ModelShape, config: JengaConfig) -> int:
-    """The layer that chooses; half of them by default (config.py)."""
+    """The layer that chooses; three fifths of them by default (config.py)."""
     entry = config.selection.entry_layer
-    return shape.layers // 2 if entry is None else min(entry, shape.layers)
+    return shape.layers * 3 // 5 if entry is None else min(entry, shape.layers)
 
 
 def _adapter_parameters(shape: ModelShape, config: JengaConfig) -> int:

@@ -33,10 +33,10 @@ class Parts:
 
     @property
     def default_entry_layer(self) -> int:
-        """Half of the layers, and from there the first whose attention does not slide; if all do, half."""
-        half = len(self.layers) // 2
+        """Three fifths of the layers, and from there the first whose attention does not slide; that, if all do."""
+        entry = len(self.layers) * 3 // 5
         kinds = getattr(self.causal_lm.config, "layer_types", None) or ["full_attention"] * len(self.layers)
-        return next((layer for layer in range(half, len(self.layers)) if kinds[layer] == "full_attention"), half)
+        return next((layer for layer in range(entry, len(self.layers)) if kinds[layer] == "full_attention"), entry)
 
 
 def parts_of(model: nn.Module) -> Parts:

@@ -137,7 +137,7 @@ def test_sequences_shorter_than_a_block() -> None:
 @pytest.mark.parametrize(
     ("kinds", "entry_layer"),
     [
-        ("ssss ff", 4),  # half of the layers is 3, which slides
+        ("ssss ff", 4),  # three fifths of the layers is 3, which slides
         ("fffs fs", 4),
         ("sssf ss", 3),
         ("ffff ss", 3),

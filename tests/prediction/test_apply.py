@@ -31,7 +31,7 @@ def test_predicted_scores_make_the_selection(trained: Trained) -> None:
     with torch.no_grad(), handle.disabled():
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     hook.remove()
-    expected_BN = predictors[2].scores(captured[0], involvement.blocks, column="mean")
+    expected_BN = predictors[2].scores(captured[0], involvement.blocks, column="relative")
     torch.testing.assert_close(involvement.scores[2], expected_BN)
     assert all(parameter.grad is None for parameter in predictors.parameters())
 
