@@ -14,7 +14,7 @@ BENCH_SECONDS ?= 520
 BENCH         := PYTHONPATH=.:kernels:$(PYTHONPATH) python3 -u -m benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow chaos test-gpu bench bench-api bench-pages screenshots lint format up migrate clean
+.PHONY: help install demo test test-slow chaos test-gpu sanitize bench bench-api bench-pages screenshots lint format up migrate clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,11 +41,16 @@ chaos: install  ## Kill everything at random moments, on servers of its own; abo
 test-gpu:  ## Kernels and method on a CUDA device; needs torch, triton, transformers, peft and pytest, no .venv
 	PYTHONPATH=.:kernels python3 -m pytest tests/gpu
 
+sanitize:  ## The kernels under compute-sanitizer, small and odd shapes; no pool that hides a stray access
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:kernels compute-sanitizer --tool memcheck --error-exitcode 9 \
+		python3 -m pytest tests/gpu/test_[bcgir]*.py -k "kernel or equals"
+
 bench:  ## Measure speed, memory and kernels on a CUDA device; again until done, each call takes up to 9 minutes
 	$(BENCH) speed --plan $(PLAN) --deadline $(BENCH_SECONDS)
 	$(BENCH) profile --tokens 8192 --policies jenga lora+liger
 	$(BENCH) profile --tokens 32768 --policies jenga --recompute full
 	$(BENCH) kernels
+	$(BENCH) memory --deadline $(BENCH_SECONDS)
 	$(BENCH) speed --docs docs/speed.md
 	$(BENCH) profile --docs docs/profile.md
 	$(BENCH) plots --out docs/speed.svg

@@ -7,8 +7,10 @@
 
 Predicted is jenga_core/memory/estimate.py, whose coefficients this table is for. Measured is
 torch.cuda.max_memory_allocated over two whole training steps (forward, backward, AdamW; LoRA r = 8 on attention, random
-weights of the model's shape), each configuration in a process of its own, alone on the GPU. On a CPU the measured
-column is the process's resident memory and says nothing about the coefficients.
+weights of the model's shape), each configuration in a process of its own, whose own allocations are all that it counts.
+So configurations run side by side as long as the estimate says that they fit together: where it is wrong, its own
+table suffers. One that runs out of memory beside others is measured again alone. On a CPU the measured column is the
+process's resident memory and says nothing about the coefficients.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,8 @@ from jenga_core.patching.apply import apply_jenga
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 STEPS = 2
+CONTEXT_BYTES = GIB
+"""What a process takes on a GPU before it allocates anything."""
 
 Case = dict[str, Any]
 
@@ -131,21 +136,49 @@ def main(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
     models = arguments.only or [name for name in SHAPES if not name.startswith("tiny")]
     missing = [case for case in CASES if case["model"] in models and not any(_is_row_of(row, case) for row in rows)]
-    started = time.monotonic()
-    while missing and not arguments.table and time.monotonic() - started < arguments.deadline:
-        case = missing.pop(0)
-        rows.append({**case, **_run(case), "environment": environment.versions() | {"hardware": slug}})
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rows, indent=1) + "\n")
-        print(line(rows[-1], slug), flush=True)
     if arguments.table:
         print("\n".join(line(row, slug) for row in rows))
+    else:
+        for case, measured in measure_all(missing, _kind(slug), time.monotonic() + arguments.deadline):
+            missing.remove(case)
+            rows.append({**case, **measured, "environment": environment.versions() | {"hardware": slug}})
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(rows, indent=1) + "\n")
+            print(line(rows[-1], slug), flush=True)
     print(summary(rows, slug))
     return 3 if missing and not arguments.table else 0
 
 
+def measure_all(cases: Sequence[Case], device_kind: str, deadline: float) -> Iterator[tuple[Case, dict[str, Any]]]:
+    """Each case with its measured columns, as they finish; none is started after the deadline (monotonic seconds).
+
+    The largest go first, and the next that fits beside those that run is started. On a CPU they take turns.
+    """
+    room = torch.cuda.mem_get_info()[0] if device_kind == "cuda" else 0
+    needs = [(CONTEXT_BYTES + predict(case, device_kind)["high_bytes"], case) for case in cases]
+    waiting = sorted(needs, key=lambda entry: -entry[0])
+    running: dict[Future[dict[str, Any]], tuple[int, Case]] = {}
+    with ThreadPoolExecutor() as pool:
+        while waiting or running:
+            free = room - sum(size for size, _ in running.values())
+            fits = next((entry for entry in waiting if entry[0] <= free or not running), None)
+            if fits is not None and time.monotonic() < deadline:
+                waiting.remove(fits)
+                running[pool.submit(_run, fits[1])] = fits
+                continue
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                _, case = running.pop(done)
+                measured = done.result()
+                if "out_of_memory" in measured and running:
+                    wait(running)
+                    measured = _run(case)
+                yield case, measured
+
+
 def _run(case: Case) -> dict[str, Any]:
-    """In a process of its own, so that nothing of another configuration is left on the GPU."""
+    """In a process of its own, so that nothing of another configuration is counted."""
     command = [sys.executable, "-m", "benchmarks", "memory", "--one", json.dumps(case)]
     environment_of = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment_of)

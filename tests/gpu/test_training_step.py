@@ -59,27 +59,37 @@ def _named(fields: dict[str, Any]) -> dict[str, Any]:
     return {("name" if key == "preset" else key): value for key, value in fields.items() if key != "selection"}
 
 
+def stored_in(dtype: torch.dtype, model_type: str) -> nn.Module:
+    """On the device, all but the adapter in this dtype."""
+    model = adapted(model_type).cuda()
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3", "gemma3_text", "phi3"])
 def test_step_equals_the_cpu_in_float64(model_type: str, policy: str, padded: bool) -> None:
+    """A gradient's direction may be off by half as much again as that of plain modules in the same dtype, and a little
+    more."""
     fields = POLICIES[policy]
     batch = tiny_batch(batch=3 if padded else 1, tokens=200, padded=padded)
     if not padded:
         del batch["attention_mask"]
     loss, gradients, blocks = step(adapted(model_type).double(), batch, fields)
     on_device = {name: tensor.cuda() for name, tensor in batch.items()}
-    for dtype, closeness in ((torch.float32, 0.9999), (torch.bfloat16, 0.95)):
-        model = adapted(model_type).cuda()
-        for name, parameter in model.named_parameters():
-            if "lora_" not in name:
-                parameter.data = parameter.data.to(dtype)
-        our_loss, ours, our_blocks = step(model, on_device, fields)
+    for dtype, margin in ((torch.float32, 1e-4), (torch.bfloat16, 1e-2)):
+        plain_fields = {**fields, "fused": False, "recompute": "none"}
+        _, plain, _ = step(stored_in(dtype, model_type), on_device, plain_fields)
+        our_loss, ours, our_blocks = step(stored_in(dtype, model_type), on_device, fields)
         assert our_blocks == blocks
         assert our_loss == pytest.approx(loss, rel=3e-2 if dtype == torch.bfloat16 else 1e-4)
         assert ours.keys() == gradients.keys()
         for name, truth in gradients.items():
-            cosine = nn.functional.cosine_similarity(ours[name].flatten(), truth.flatten(), dim=0)
+            off, allowed = (1 - float(nn.functional.cosine_similarity(found[name].flatten(), truth.flatten(), dim=0))
+                            for found in (ours, plain))  # fmt: skip
+            assert off < 1.5 * allowed + margin, f"{name} in {dtype}: off by {off}, plain modules by {allowed}"
             ratio = ours[name].norm() / truth.norm()
-            assert float(cosine) > closeness, f"{name} in {dtype}: cosine {float(cosine)}"
             assert float(ratio) == pytest.approx(1, abs=0.15 if dtype == torch.bfloat16 else 1e-3), f"{name} in {dtype}"
