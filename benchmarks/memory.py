@@ -125,6 +125,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="results file; RESULTS/memory-GPU.json by default")
     parser.add_argument("--only", nargs="+", default=None, choices=list(SHAPES), help="models; all but tiny by default")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--room-gib", type=float, default=float("inf"), help="of the GPU; all that is free by default")
     parser.add_argument("--table", action="store_true", help="print what is there")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -139,7 +140,9 @@ def main(argv: list[str]) -> int:
     if arguments.table:
         print("\n".join(line(row, slug) for row in rows))
     else:
-        for case, measured in measure_all(missing, _kind(slug), time.monotonic() + arguments.deadline):
+        free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+        room = int(min(free, arguments.room_gib * GIB))
+        for case, measured in measure_all(missing, _kind(slug), room, time.monotonic() + arguments.deadline):
             missing.remove(case)
             rows.append({**case, **measured, "environment": environment.versions() | {"hardware": slug}})
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -149,18 +152,20 @@ def main(argv: list[str]) -> int:
     return 3 if missing and not arguments.table else 0
 
 
-def measure_all(cases: Sequence[Case], device_kind: str, deadline: float) -> Iterator[tuple[Case, dict[str, Any]]]:
+def measure_all(
+    cases: Sequence[Case], device_kind: str, room_bytes: int, deadline: float
+) -> Iterator[tuple[Case, dict[str, Any]]]:
     """Each case with its measured columns, as they finish; none is started after the deadline (monotonic seconds).
 
-    The largest go first, and the next that fits beside those that run is started. On a CPU they take turns.
+    The largest go first, and the next that fits into the room beside those that run is started; one that fits into
+    none of it runs alone.
     """
-    room = torch.cuda.mem_get_info()[0] if device_kind == "cuda" else 0
     needs = [(CONTEXT_BYTES + predict(case, device_kind)["high_bytes"], case) for case in cases]
     waiting = sorted(needs, key=lambda entry: -entry[0])
     running: dict[Future[dict[str, Any]], tuple[int, Case]] = {}
     with ThreadPoolExecutor() as pool:
         while waiting or running:
-            free = room - sum(size for size, _ in running.values())
+            free = room_bytes - sum(size for size, _ in running.values())
             fits = next((entry for entry in waiting if entry[0] <= free or not running), None)
             if fits is not None and time.monotonic() < deadline:
                 waiting.remove(fits)

@@ -216,7 +216,7 @@ class PredictorConfig(_Part):
 class LossConfig(_Part):
     """Segmented cross entropy (paper, technique 3: segment-based peak cutting)."""
 
-    segment_tokens: int = Field(default=2048, ge=16)
+    segment_tokens: int = Field(default=1024, ge=16)
     """Rows of logits that exist at once. Peak memory of the loss is proportional to it, gradients do not depend on
     it."""
 

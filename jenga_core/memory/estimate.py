@@ -5,14 +5,14 @@ of the batch, n of them involved, and 2 bytes an element (4 on a CPU), the memor
 
     weights    parameters x 2
     adapter    16 a: parameter, gradient and AdamW's two moments in float32, of a = r x sum(in + out) parameters
-    kept       sum over layers of what a row leaves for the backward pass (ROW, in elements) x rows
-    + the largest of what comes and goes
-        exact pass   all T rows through one layer without gradient, while the lower layers' K and V wait
-        loss         LOGIT elements for each of segment_tokens x V logits
-        backward     one layer's gradients; with recompute, also what it left out
+    + the largest of three moments
+        exact pass   its layers hold WAITING of all T tokens, until the set is chosen (decision 0007), and the last of
+                     them is at its widest: either in its MLP, or where scores are made
+        loss         what is kept for backward, and LOGIT elements for each of segment_tokens x V logits
+        backward     what is kept, and one layer's gradients; with recompute, also what it left out
 
-Which rows leave what is the policy's: below the entry layer of deferred selection an involved row leaves DEFERRED, from
-the entry layer on ROW[recompute], and a token that is computed without gradient there leaves its K and V.
+    kept       sum over layers of what a row leaves for the backward pass: ROW[recompute] elements where it runs with
+               gradient; REPLAYED where the exact pass computed it, with the K and V of all T tokens beside it
 
 The coefficients below are the whole of what is fitted. `python -m benchmarks memory` measures them.
 """
@@ -40,20 +40,30 @@ ROW = {
 }
 """Elements that a row with gradient leaves in one layer: left to transformers and peft, or lean, by `recompute`."""
 
-LEAN_NOT = ("opt",)
-"""Model types whose layers have no lean form (patching/fused.py)."""
+PLAIN_MLP = {"opt": {"E": 3, "Q": 2, "K": 2, "F": 1}}
+"""The same for model types whose linear layers are lean and whose norms and MLP are not: both norms' inputs, the
+adapters' input; q, attention out; k, v; the MLP's activation."""
 
-DEFERRED = {"E": 1, "Q": 1, "K": 2, "F": 0}
-"""The same below the entry layer of deferred selection."""
+HEAD_NORMS = ("qwen3", "gemma3_text")
+"""Model types that norm each head of q and k; a row with gradient leaves both as they were before, too."""
 
-FORWARD_ONLY = {"E": 0, "Q": 0, "K": 2, "F": 0}
-"""Of a token computed without gradient, which others attend to."""
+WAITING = {"E": 1, "Q": 1, "K": 2, "F": 0}
+"""What each token leaves in a layer of the exact pass until the set is chosen: x; attention out; k, v."""
 
-EXACT_PASS = {"E": 3, "Q": 2, "K": 2, "F": 3}
-"""Elements per row that exist at once inside of one layer of a pass without gradient."""
+REPLAYED = {"E": 1, "Q": 1, "K": 0, "F": 0}
+"""What an involved row leaves of it afterwards; k and v stay for all tokens, since involved queries attend to them."""
 
-BACKWARD = {"E": 3, "Q": 2, "K": 2, "F": 3}
-"""Gradients per row inside of one layer's backward pass."""
+EXACT_MLP = {"E": 3, "Q": 0, "K": 0, "F": 0}
+"""Elements per row in a layer of the exact pass at its MLP: x_mid, what is normed, y; gate and up come in chunks."""
+
+SCORING = {"E": 2, "Q": 3, "K": 2, "F": 0}
+"""Elements per row where scores are made: x, what is normed; q and k before and after rotation."""
+
+BACKWARD = {"E": 2, "Q": 2, "K": 2, "F": 0}
+"""Gradients per row inside of one layer's backward pass; those of gate and up come in chunks."""
+
+CHUNK_ROWS = 4096
+"""Rows that a lean MLP takes at once (layers/gated_mlp.py)."""
 
 LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Per row that carries loss: hidden state, normed, and its gradient (loss/segmented_cross_entropy.py)."""
@@ -78,6 +88,7 @@ UNCERTAIN = {
     "adapter_and_optimizer": (0.02, 0.05),
     "activations": (0.06, 0.08),
     "loss": (0.3, 0.4),
+    "waiting": (0.03, 0.04),
     "temporaries": (0.4, 0.5),
     "predictor": (0.5, 0.5),
     "runtime": (0.9, 2.0),
@@ -171,8 +182,8 @@ class MemoryEstimate:
     expected_bytes: int
     high_bytes: int
     by_kind: Mapping[str, int]
-    """At the worst moment: weights, adapter_and_optimizer, activations, loss, temporaries, predictor, runtime. They sum
-    to `expected_bytes`."""
+    """At the worst moment: weights, adapter_and_optimizer, activations, waiting, loss, temporaries, predictor, runtime.
+    They sum to `expected_bytes`."""
 
     device_kind: str = "cuda"
 
@@ -272,10 +283,16 @@ def recompute_of(config: JengaConfig) -> str:
     return config.recompute
 
 
-def _row_of(shape: ModelShape, config: JengaConfig) -> str:
-    """Which of ROW a layer with gradient leaves."""
-    plain = config.recompute == "none" and (not config.fused or shape.model_type in LEAN_NOT)
-    return "unfused" if plain else config.recompute
+def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
+    """The elements that a row leaves in a layer that runs with gradient."""
+    if config.recompute == "none" and not config.fused:
+        return ROW["unfused"]
+    if config.recompute == "none" and shape.model_type in PLAIN_MLP:
+        return PLAIN_MLP[shape.model_type]
+    row = dict(ROW[config.recompute])
+    if config.recompute != "full" and shape.model_type in HEAD_NORMS:
+        row["Q"], row["K"] = row["Q"] + 1, row["K"] + 1
+    return row
 
 
 def _with_keep_fraction(config: JengaConfig, fraction: float) -> JengaConfig | None:
@@ -300,36 +317,34 @@ def _by_kind(
     shape: ModelShape, config: JengaConfig, batch_size: int, kept: int, optimizer: str, device_kind: str
 ) -> dict[str, int]:
     element = ELEMENT_BYTES[device_kind]
-    row = {name: element * _elements(shape, table) for name, table in ROW.items()}
     tokens = config.context_length_tokens * batch_size
-    leaves, selection = _row_of(shape, config), config.selection
-    entry = 0 if not config.enabled else _entry_layer(shape, config)
-    upper = shape.layers - entry
-    deferred = config.enabled and selection.below_entry == "forward_only"
+    selection, lse = config.selection, LSE_BYTES * shape.heads
 
-    lse = LSE_BYTES * shape.heads
-    gate_up = element * ROW[leaves]["F"] * shape.intermediate
-    skipped_mlp = (1 - selection.mlp_keep_fraction) * gate_up if config.enabled else 0
-    activations = upper * kept * (row[leaves] + lse - skipped_mlp)
-    if deferred:
-        activations += entry * kept * (element * _elements(shape, DEFERRED) + lse)
-    else:
-        activations += entry * tokens * (row[leaves] + lse)
-    if config.enabled and selection.unselected == "forward_only":
-        activations += upper * (tokens - kept) * element * _elements(shape, FORWARD_ONLY)
+    def size(table: Mapping[str, int]) -> int:
+        return element * sum(count * shape.widths[letter] for letter, count in table.items())
+
+    left = _row_of(shape, config)
+    leaves = size(left) + lse
+    if config.enabled:
+        leaves -= int((1 - selection.mlp_keep_fraction) * element * left["F"] * shape.intermediate)
+    dense, exact, alone = _layers(shape, config)  # for all tokens with gradient; without; for the rows alone
+    keys_and_values = tokens * size({"K": 2})
+    activations = dense * tokens * leaves + alone * kept * leaves
+    activations += exact * (kept * (size(REPLAYED) + lse) + keys_and_values)
+
+    is_chunked = config.fused and shape.model_type not in PLAIN_MLP
+    wide = size({"F": 1})
+
+    def chunk(rows: int) -> int:
+        return wide * (min(rows, CHUNK_ROWS) if is_chunked else rows)
 
     with_loss = tokens if not config.enabled or selection.loss_on == "all" else kept
-    hidden = with_loss * element * _elements(shape, LOSS_ROW)
     logits = min(config.loss.segment_tokens, with_loss) * shape.vocabulary * LOGIT * element
 
-    widest = tokens if not config.enabled or (entry > 0 and not deferred) else kept
-    backward = widest * element * _elements(shape, BACKWARD)
-    if config.recompute != "none" or deferred:
-        backward += widest * (row["none"] - row[config.recompute if not deferred else "full"])
-    exact_pass = 0
-    if config.enabled and selection.has_exact_pass:
-        waiting = entry * tokens * element * 2 * shape.widths["K"]
-        exact_pass = waiting + tokens * element * _elements(shape, EXACT_PASS)
+    widest = tokens if dense else kept
+    made_again = widest * (size(ROW["mlp"]) - size(ROW["full"])) if exact or config.recompute == "full" else 0
+    backward = widest * size(BACKWARD) + made_again
+    backward += chunk(widest) * (3 if exact or config.recompute != "none" else 1)
 
     kinds = {
         "weights": shape.parameters * element,
@@ -337,17 +352,28 @@ def _by_kind(
         "predictor": _predictor_bytes(shape, config, device_kind),
         "runtime": RUNTIME_BYTES[device_kind],
     }
-    moments: tuple[dict[str, int], ...] = (
-        {"activations": 0, "loss": 0, "temporaries": exact_pass},
-        {"activations": int(activations), "loss": logits + hidden, "temporaries": 0},
-        {"activations": int(activations), "loss": 0, "temporaries": backward},
-    )
+    moments: list[dict[str, int]] = [
+        {"activations": activations, "loss": logits + with_loss * size(LOSS_ROW)},
+        {"activations": activations, "temporaries": backward},
+    ]
+    if exact:
+        together = exact if selection.scope == "carried" else 1
+        waiting = together * tokens * (size(WAITING) + lse)
+        inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
+        moments.append({"activations": dense * tokens * leaves, "waiting": waiting, "temporaries": inside})
+    none = {"activations": 0, "waiting": 0, "loss": 0, "temporaries": 0}
     worst = max(moments, key=lambda moment: sum(moment.values()))
-    return {**kinds, **worst}
+    return {**kinds, **none, **worst}
 
 
-def _elements(shape: ModelShape, table: Mapping[str, int]) -> int:
-    return sum(count * shape.widths[letter] for letter, count in table.items())
+def _layers(shape: ModelShape, config: JengaConfig) -> tuple[int, int, int]:
+    """How many layers run for all tokens with gradient, for all without, and for the involved rows alone."""
+    if not config.enabled:
+        return shape.layers, 0, 0
+    entry = _entry_layer(shape, config)
+    first = 0 if config.selection.below_entry == "forward_only" else entry
+    last = entry if config.selection.unselected == "eliminated" else shape.layers
+    return first, last - first, shape.layers - last
 
 
 def _entry_layer(shape: ModelShape, config: JengaConfig) -> int:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
+from jenga_core.layers import gated_mlp
+from jenga_core.memory import estimate as counted
 from jenga_core.memory.estimate import (
     CONTEXT_BYTES,
     ModelShape,
@@ -113,6 +115,7 @@ def test_kinds_sum_up_and_a_device_needs_more_than_the_allocator_s_peak() -> Non
         "weights",
         "adapter_and_optimizer",
         "activations",
+        "waiting",
         "loss",
         "temporaries",
         "predictor",
@@ -135,8 +138,10 @@ def test_activations_of_a_dense_layer_by_hand() -> None:
 def test_deferred_selection_keeps_little_below_the_entry_layer() -> None:
     kept = 52 * 64  # ceil(0.4 x 128) blocks
     row = 2 * (2 * 4096 + 2 * 4096 + 2 * 1024 + 2 * 14336) + 4 * 32
-    below = 2 * (4096 + 4096 + 2 * 1024) + 4 * 32
-    assert estimate(SHAPE, config()).by_kind["activations"] == 13 * kept * row + 19 * kept * below
+    below = 2 * (4096 + 4096) + 4 * 32
+    assert estimate(SHAPE, config()).by_kind["activations"] == 13 * kept * row + 19 * (
+        kept * below + 8192 * 2 * 2 * 1024
+    )
 
 
 def measured_rows() -> list[dict[str, Any]]:
@@ -152,7 +157,8 @@ def measured_rows() -> list[dict[str, Any]]:
 def test_it_foretells_what_was_measured(row: dict[str, Any]) -> None:
     fields: dict[str, Any] = {"context_length_tokens": row["tokens"], "recompute": row["recompute"]}
     if row["policy"] == "jenga":
-        fields["selection"] = {"keep_fraction": row["keep_fraction"], "score": "exact"}
+        chosen_at = row["entry_layer"]
+        fields["selection"] = {"keep_fraction": row["keep_fraction"], "score": "exact", "entry_layer": chosen_at}
     else:
         fields["preset"] = "lora"
     found = estimate(SHAPE, JengaConfig.parse(fields))
@@ -166,7 +172,7 @@ def test_more_of_anything_needs_more_and_every_saving_saves() -> None:
         expected(preset="lora") > expected(preset="lora", recompute="mlp") > expected(preset="lora", recompute="full")
     )
     assert expected(selection={"below_entry": "involved"}) > expected()
-    assert expected(selection={"unselected": "forward_only"}) > expected()
+    assert expected(selection={"unselected": "forward_only"}) > expected(recompute="full")
     assert expected(context_length_tokens=16384) > expected()
     assert expected(keep_fraction=0.7) > expected() > expected(keep_fraction=0.2)
     assert expected(lora={"r": 64}) > expected()
@@ -252,3 +258,8 @@ def test_it_is_torch_free() -> None:
 
     code = "import sys, jenga_core.memory.estimate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mlp_chunks_are_those_of_the_layer() -> None:
+    """The estimate is torch-free and so keeps the number itself."""
+    assert counted.CHUNK_ROWS == gated_mlp.CHUNK_ROWS
