@@ -2,7 +2,7 @@
 
     python -m benchmarks memory                      what is missing from RESULTS/memory-GPU.json, then the table
     python -m benchmarks memory --deadline 540       start no configuration after so many seconds; call again
-    python -m benchmarks memory --table              measure nothing, print what is there
+    python -m benchmarks memory --docs memory.md     measure nothing, write the page of what is there
     python -m benchmarks memory --only tiny          a smoke test that runs anywhere
 
 Predicted is jenga_core/memory/estimate.py, whose coefficients this table is for. Measured is
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="+", default=None, choices=list(SHAPES), help="models; all but tiny by default")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--room-gib", type=float, default=float("inf"), help="of the GPU; all that is free by default")
-    parser.add_argument("--table", action="store_true", help="print what is there")
+    parser.add_argument("--docs", type=Path, help="measure nothing, write this page of the rows")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.one is not None:
@@ -137,19 +137,19 @@ def main(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
     models = arguments.only or [name for name in SHAPES if not name.startswith("tiny")]
     missing = [case for case in CASES if case["model"] in models and not any(_is_row_of(row, case) for row in rows)]
-    if arguments.table:
-        print("\n".join(line(row, slug) for row in rows))
-    else:
-        free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
-        room = int(min(free, arguments.room_gib * GIB))
-        for case, measured in measure_all(missing, _kind(slug), room, time.monotonic() + arguments.deadline):
-            missing.remove(case)
-            rows.append({**case, **measured, "environment": environment.versions() | {"hardware": slug}})
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(rows, indent=1) + "\n")
-            print(line(rows[-1], slug), flush=True)
+    if arguments.docs:
+        arguments.docs.write_text(page(rows), encoding="utf-8")
+        return 0
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
+    room = int(min(free, arguments.room_gib * GIB))
+    for case, measured in measure_all(missing, _kind(slug), room, time.monotonic() + arguments.deadline):
+        missing.remove(case)
+        rows.append({**case, **measured, "environment": environment.versions() | {"hardware": slug}})
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(rows, indent=1) + "\n")
+        print(line(rows[-1], slug), flush=True)
     print(summary(rows, slug))
-    return 3 if missing and not arguments.table else 0
+    return 3 if missing else 0
 
 
 def measure_all(
@@ -208,6 +208,45 @@ def line(row: Mapping[str, Any], slug: str) -> str:
     peak = row["peak_bytes"]
     outside = "" if low <= peak <= high else "  outside of low..high"
     return f"{name} {peak / GIB:7.2f} GiB; predicted {numbers} ({expected / peak - 1:+.1%}){outside}"
+
+
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The Markdown page of the rows, all of one GPU; predicted anew."""
+    slug, versions = rows[0]["environment"]["hardware"], rows[0]["environment"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers", "peft"))
+    lines = [
+        "# Memory: estimated and measured",
+        "",
+        f"Peak of whole training steps in GiB (`torch.cuda.max_memory_allocated`) on one {slug.upper()}; {named}. LoRA r = 8",
+        "on attention, AdamW, random weights; what a row does not name is the default. The estimate is",
+        "`jenga_core/memory/estimate.py`, counted from shapes before anything is loaded. Written by",
+        "`python -m benchmarks memory --docs docs/memory.md`.",
+        "",
+        summary(rows, slug) + ".",
+        "",
+        "| model | tokens | settings | measured | expected | error | low | high |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted((row for row in rows if "peak_bytes" in row), key=_order):
+        predicted = predict({name: row[name] for name in ("model", "tokens", "batch_size", "config")}, _kind(slug))
+        low, expected, high = (predicted[f"{name}_bytes"] for name in ("low", "expected", "high"))
+        tokens = f"{row['tokens']:,}" + (f" x {row['batch_size']}" if row["batch_size"] > 1 else "")
+        peak, settings = row["peak_bytes"], _settings(row["config"])
+        numbers = (
+            f"{peak / GIB:.2f} | {expected / GIB:.2f} | {expected / peak - 1:+.1%} | {low / GIB:.2f} | {high / GIB:.2f}"
+        )
+        lines.append(f"| {row['model']} | {tokens} | {settings} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["model"], row["tokens"], _settings(row["config"])
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    flat = {**config, **config.get("selection", {})}
+    flat.pop("selection", None)
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in flat.items()) or "defaults"
 
 
 def summary(rows: Sequence[Mapping[str, Any]], slug: str) -> str:

@@ -28,9 +28,9 @@ from torch.autograd.function import once_differentiable
 
 from jenga_core.layers.rms_norm import Normed, origin_of
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 2048
 """Rows that pass through the MLP at once: enough for matrix products at full rate, and few enough that the three
-tensors of intermediate size stay below 0.35 GiB for Llama-3-8B, at any length."""
+tensors of intermediate size stay below 0.2 GiB for Llama-3-8B, at any length."""
 
 
 class OutputUnused:

@@ -62,7 +62,7 @@ SCORING = {"E": 2, "Q": 3, "K": 2, "F": 0}
 BACKWARD = {"E": 2, "Q": 2, "K": 2, "F": 0}
 """Gradients per row inside of one layer's backward pass; those of gate and up come in chunks."""
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = 2048
 """Rows that a lean MLP takes at once (layers/gated_mlp.py)."""
 
 LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
