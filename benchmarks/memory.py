@@ -217,8 +217,8 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# Memory: estimated and measured",
         "",
-        f"Peak of whole training steps in GiB (`torch.cuda.max_memory_allocated`) on one {slug.upper()}; {named}. LoRA r = 8",
-        "on attention, AdamW, random weights; what a row does not name is the default. The estimate is",
+        f"Peak of whole training steps in GiB (`torch.cuda.max_memory_allocated`) on one {slug.upper()}; {named}.",
+        "LoRA r = 8 on attention, AdamW, random weights; what a row does not name is the default. The estimate is",
         "`jenga_core/memory/estimate.py`, counted from shapes before anything is loaded. Written by",
         "`python -m benchmarks memory --docs docs/memory.md`.",
         "",
