@@ -24,4 +24,4 @@ USER root
 RUN wheel="$(ls /wheels/*.whl)" \
  && python -m pip install --no-cache-dir --constraint /wheels/constraints.txt "${wheel}[train]"
 USER jenga
-CMD ["celery", "--app", "worker.app", "worker", "--queues", "run", "--concurrency", "1", "--loglevel", "INFO"]
+CMD ["celery", "--app", "worker.app", "worker", "--queues", "run", "--loglevel", "INFO"]

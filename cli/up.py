@@ -3,7 +3,7 @@
     jenga up
       |- broker   embedded valkey-server, unless JENGA_BROKER_URL names one
       |- api      uvicorn
-      |- worker   Celery, queue `run`: up to --workers jobs at once, each in a trainer process of its own
+      |- worker   Celery, queue `run`: a job for each device at once, each in a trainer process of its own
       `- ops      Celery, queue `ops`, with beat: takes back lost jobs, rings forgotten doorbells
 
 The one line on stdout comes when all of them answer. What they print is in DATA_DIR/logs. A child that dies is started
@@ -53,7 +53,10 @@ class _Stopped(Exception):
 def up(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Jobs that run at the same time.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Jobs that run at the same time.", show_default="one for each device"),
+    ] = None,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -104,7 +107,9 @@ def prepare(settings: Settings) -> None:
     ensure_first_key(settings)
 
 
-def _start(stack: ExitStack, settings: Settings, listener: socket.socket, address: str, workers: int) -> list[Child]:
+def _start(
+    stack: ExitStack, settings: Settings, listener: socket.socket, address: str, workers: int | None
+) -> list[Child]:
     """Start every child and wait until it answers; the stack stops them in reverse: API last in, first out."""
     deadline = time.monotonic() + READY_SECONDS
     logs = settings.folder("logs")
@@ -145,10 +150,11 @@ def _start(stack: ExitStack, settings: Settings, listener: socket.socket, addres
     return children
 
 
-def _celery(node: str, queue_name: str, concurrency: int, *options: str) -> list[str]:
+def _celery(node: str, queue_name: str, concurrency: int | None, *options: str) -> list[str]:
     """A Celery worker on one queue; at log level INFO it says `<node> ready.` when it listens."""
     worker = [sys.executable, "-m", "celery", "--app", "worker.app", "worker", "--loglevel", "INFO"]
-    return [*worker, "--hostname", node, "--queues", queue_name, "--concurrency", str(concurrency), *options]
+    at_once = [] if concurrency is None else ["--concurrency", str(concurrency)]
+    return [*worker, "--hostname", node, "--queues", queue_name, *at_once, *options]
 
 
 def _healthy(address: str) -> bool:

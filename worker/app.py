@@ -1,6 +1,6 @@
 """The Celery process.
 
-    celery -A worker.app worker -Q run -c N        up to N jobs at a time on this machine, each on devices of its own
+    celery -A worker.app worker -Q run             as many jobs at a time as this machine has devices, or as -c says
     celery -A worker.app worker -B -Q ops -c 2     the reaper and its clock; exactly one per installation
 
 Task arguments are named, and unknown ones are ignored, so that old and new workers understand each other's messages.
@@ -32,7 +32,7 @@ from jenga_core.service.jobs.queue import (
 from jenga_core.service.processes import end_with_parent
 from jenga_core.service.settings import Settings
 from jenga_core.service.webhooks.delivery import deliver
-from worker import reaper, tidying
+from worker import devices, reaper, tidying
 from worker.host import Host
 from worker.stop import Stop
 from worker.supervisor import TRAINER, Supervisor
@@ -102,6 +102,12 @@ def sweep_files(**_newer: Any) -> None:
 def tidy(**_newer: Any) -> None:
     """Clear away what ended jobs and broken transactions left on the disk; keep logs short."""
     tidying.tidy(settings, database())
+
+
+@signals.celeryd_init.connect
+def _one_job_for_each_device(conf: Any, **_about: Any) -> None:
+    """What holds unless the command line says -c; each job takes whole devices, so more could never run."""
+    conf.worker_concurrency = len(devices.inventory())
 
 
 @signals.after_setup_logger.connect

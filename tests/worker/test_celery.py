@@ -138,3 +138,13 @@ def test_the_ops_worker_takes_back_lost_jobs_and_rings_again(settings: Settings,
     ):
         for job_id in (lost, silent):
             wait_for(runner, lambda job_id=job_id: state_of(database, job_id) is JobState.SUCCEEDED)
+
+
+@pytest.mark.parametrize(("options", "at_once"), [((), 3), (("-c", "2"), 2)], ids=["alone", "told"])
+def test_it_runs_as_many_jobs_at_once_as_there_are_devices(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], at_once: int
+) -> None:
+    monkeypatch.setenv("JENGA_TEST_GPUS", "a,b,c")
+    log = settings.folder() / "worker.log"
+    with celery(settings, "-Q", queue.RUN_QUEUE, *options) as process:
+        wait_for(process, lambda: f"concurrency: {at_once} (prefork)" in log.read_text())
