@@ -108,12 +108,13 @@ def markdown(model: str, rows: Sequence[Mapping[str, Any]], ceilings: Mapping[st
     if ceilings:
         lines += [ceilings_line(ceilings), ""]
     lines += [
-        "| tokens | policy | keep | recompute | step, ms (p20-p80) | peak GiB | time / LoRA | saved of LoRA's peak "
-        "| roofline ms | share of it | selection |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| tokens | policy | keep | chosen at | recompute | step, ms (p20-p80) | peak GiB | time / LoRA "
+        "| saved of LoRA's peak | roofline ms | share of it | selection |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        head = f"| {row['tokens']:,} | {row['policy']} | {row['keep_fraction']:g} | {row['recompute']} "
+        entry = "" if row.get("entry_layer") is None else f"layer {row['entry_layer']}"
+        head = f"| {row['tokens']:,} | {row['policy']} | {row['keep_fraction']:g} | {entry} | {row['recompute']} "
         if "step_ms_p50" not in row:
             lines.append(f"{head}| {_why_not(row)} | | | | | | |")
             continue
@@ -135,7 +136,7 @@ def page(folder: Path) -> str:
         parts.append(markdown(path.stem.removeprefix("speed-").rpartition("-")[0], rows, content["ceilings"]))
     if len(parts) == 1:
         parts.append("Nothing has been measured yet.")
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def _why_not(row: Mapping[str, Any]) -> str:

@@ -143,7 +143,7 @@ def test_out_of_memory_is_a_result(tmp_path: Path, turns: type[FakeTurn], capsys
     assert file.has(LORA)
     assert run(tmp_path, JENGA) == 0
     speed.main(["--models", "tiny", "--tokens", "512", "--table", "--results", str(tmp_path)])
-    assert "| 512 | lora | 1 | none | out of memory |" in capsys.readouterr().out
+    assert "| 512 | lora | 1 |  | none | out of memory |" in capsys.readouterr().out
 
 
 def test_the_page_holds_the_tables_of_all_models(tmp_path: Path) -> None:

