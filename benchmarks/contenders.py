@@ -5,8 +5,8 @@ transformers switches it on, and Liger's kernels as its documentation does (rota
 fused linear cross entropy). No code of ours is loaded in their process. Those named `jenga...` are `apply_jenga` on the
 same adapter.
 
-`jenga-per-layer` stands for the paper's preset: a new set in every layer from the default entry layer on, loss on all tokens, by
-keep_fraction where the paper has thresholds, which random weights have no use for.
+`jenga-per-layer` stands for the paper's preset: a new set in every layer from the default entry layer on, loss on all
+tokens, by keep_fraction where the paper has thresholds, which random weights have no use for.
 """
 
 from __future__ import annotations
