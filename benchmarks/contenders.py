@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
@@ -66,6 +67,9 @@ POLICIES: Mapping[str, Policy] = {
     "lora+liger+checkpoint": Policy(uses_liger=True, uses_checkpointing=True),
     "jenga-lora": Policy({"preset": "lora"}),
     "jenga": Policy({"preset": "jenga"}),
+    "jenga-predicted": Policy(
+        {"preset": "jenga", "selection": {"score": "predicted"}, "predictor": {"steps": 1, "tokens": 2048}}
+    ),
     "jenga-carried": Policy({"preset": "jenga", "selection": {"below_entry": "involved"}}),
     "jenga-per-layer": Policy(
         {
@@ -80,7 +84,9 @@ POLICIES: Mapping[str, Policy] = {
         }
     ),
 }
-"""`jenga` is the default preset (deferred selection), `jenga-lora` the dense one."""
+"""`jenga` is the default preset (deferred selection) with exact scores, `jenga-lora` the dense one. The predictors of
+`jenga-predicted` are as a job's are when it begins to train them, before elastic size takes anything out: on random
+weights there is nothing to learn, and a step takes at most as long with them later."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +128,35 @@ def prepare(
     from jenga_core.errors import ConfigError
     from jenga_core.patching.apply import apply_jenga
 
+    def patched(config: JengaConfig) -> Any:
+        if config.selection.score != "predicted":
+            return apply_jenga(model, config)
+        handle = apply_jenga(model, config.model_copy(update={"selection": _exact(config.selection)}))
+        predictors = _predictors(handle, shape)
+        handle.undo()
+        return apply_jenga(model, config, predictors)
+
     fields: dict[str, Any] = {**policy.fields, "context_length_tokens": tokens, "recompute": recompute}
     if policy.is_sparse:
         fields["keep_fraction"] = keep_fraction
     config = JengaConfig.parse(fields)
     try:
-        handle = apply_jenga(model, config)
+        handle = patched(config)
     except ConfigError as error:
         raise Unsupported(str(error)) from error
     return Prepared(model.train(), handle, config.model_dump(mode="json"))
+
+
+def _exact(selection: Any) -> Any:
+    return selection.model_copy(update={"score": "exact"})
+
+
+def _predictors(handle: Any, shape: Shape) -> Any:
+    """Of the full size; what they were trained on is of no account."""
+    from jenga_core.finetuning.data import PadRight
+    from jenga_core.finetuning.predictors import train_predictors
+
+    ids = torch.randint(shape.vocabulary, (4, 512), generator=torch.Generator().manual_seed(0)).tolist()
+    sequences = [{"input_ids": each, "labels": each} for each in ids]
+    predictors, _ = train_predictors(handle, sequences, PadRight(0), seed=0)
+    return predictors

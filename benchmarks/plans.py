@@ -44,6 +44,8 @@ def bars(model: str = FULL_GRID_MODEL) -> list[Spec]:
         ("lora+checkpoint", 32, 0.4, "full"),
         ("jenga-lora", 8, 0.4, "full"),
         ("jenga-lora", 32, 0.4, "full"),
+        ("jenga-predicted", 8, 0.4, "none"),
+        ("jenga-predicted", 32, 0.4, "full"),
         ("jenga-carried", 8, 0.4, "none"),
         ("jenga-per-layer", 8, 0.4, "none"),
         ("jenga", 8, 0.2, "none"),
