@@ -53,6 +53,7 @@ bench:  ## Measure speed, memory and kernels on a CUDA device; again until done,
 	$(BENCH) memory --deadline $(BENCH_SECONDS)
 	$(BENCH) speed --docs docs/speed.md
 	$(BENCH) profile --docs docs/profile.md
+	$(BENCH) memory --docs docs/memory.md
 	$(BENCH) plots --out docs/speed.svg
 
 bench-api: install  ## Measure the API with 10,000 jobs and 1,000,000 events, on SQLite and PostgreSQL

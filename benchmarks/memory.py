@@ -126,20 +126,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="+", default=None, choices=list(SHAPES), help="models; all but tiny by default")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--room-gib", type=float, default=float("inf"), help="of the GPU; all that is free by default")
-    parser.add_argument("--docs", type=Path, help="measure nothing, write this page of the rows")
+    parser.add_argument("--docs", type=Path, help="measure nothing, write this page of all tables in RESULTS")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.one is not None:
         print(json.dumps(measure(arguments.one, torch.device("cuda" if torch.cuda.is_available() else "cpu"))))
+        return 0
+    if arguments.docs:
+        tables = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("memory-*.json"))]
+        arguments.docs.write_text(page(tables), encoding="utf-8")
         return 0
     slug = environment.hardware_slug()
     out: Path = arguments.out or RESULTS / f"memory-{slug}.json"
     rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
     models = arguments.only or [name for name in SHAPES if not name.startswith("tiny")]
     missing = [case for case in CASES if case["model"] in models and not any(_is_row_of(row, case) for row in rows)]
-    if arguments.docs:
-        arguments.docs.write_text(page(rows), encoding="utf-8")
-        return 0
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     room = int(min(free, arguments.room_gib * GIB))
     for case, measured in measure_all(missing, _kind(slug), room, time.monotonic() + arguments.deadline):
@@ -210,19 +211,27 @@ def line(row: Mapping[str, Any], slug: str) -> str:
     return f"{name} {peak / GIB:7.2f} GiB; predicted {numbers} ({expected / peak - 1:+.1%}){outside}"
 
 
-def page(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The Markdown page of the rows, all of one GPU; predicted anew."""
+_PAGE_HEAD = """# Memory: estimated and measured
+
+Written by `python -m benchmarks memory --docs docs/memory.md` from `benchmarks/results/memory-*.json`. Peaks of whole
+training steps in GiB (`torch.cuda.max_memory_allocated`), LoRA r = 8 on attention, AdamW, random weights of the model's
+shape; what a row does not name is the default. The estimate is `jenga_core/memory/estimate.py`, counted from shapes
+before anything is loaded.
+"""
+
+
+def page(tables: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """docs/memory.md: a table for each GPU, predicted anew."""
+    return "\n\n".join([_PAGE_HEAD.rstrip(), *map(_table, tables)]) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     slug, versions = rows[0]["environment"]["hardware"], rows[0]["environment"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers", "peft"))
     lines = [
-        "# Memory: estimated and measured",
+        f"## One {slug.upper()}",
         "",
-        f"Peak of whole training steps in GiB (`torch.cuda.max_memory_allocated`) on one {slug.upper()}; {named}.",
-        "LoRA r = 8 on attention, AdamW, random weights; what a row does not name is the default. The estimate is",
-        "`jenga_core/memory/estimate.py`, counted from shapes before anything is loaded. Written by",
-        "`python -m benchmarks memory --docs docs/memory.md`.",
-        "",
-        summary(rows, slug) + ".",
+        f"{named}. {summary(rows, slug)}.",
         "",
         "| model | tokens | settings | measured | expected | error | low | high |",
         "|---|---|---|---|---|---|---|---|",
@@ -236,7 +245,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{peak / GIB:.2f} | {expected / GIB:.2f} | {expected / peak - 1:+.1%} | {low / GIB:.2f} | {high / GIB:.2f}"
         )
         lines.append(f"| {row['model']} | {tokens} | {settings} | {numbers} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
