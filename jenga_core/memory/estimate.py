@@ -278,11 +278,6 @@ def smallest_change(shape: ModelShape, config: JengaConfig, batch_size: int, cap
     return f"recompute='full', batch_size 1 and context_length_tokens {longest}"
 
 
-def recompute_of(config: JengaConfig) -> str:
-    """What the backward pass computes again: none, mlp or full."""
-    return config.recompute
-
-
 def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
     """The elements that a row leaves in a layer that runs with gradient."""
     if config.recompute == "none" and not config.fused:

@@ -75,7 +75,7 @@ def steps_of(config: JengaConfig, hyperparameters: Mapping[str, Any], sequences:
 def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_kind: str) -> list[Setting]:
     """As asked, and what would be without the method or with everything computed again."""
     asked: dict[str, JengaConfig] = {"as asked": config}
-    if "recompute" in JengaConfig.model_fields and memory.recompute_of(config) != "full":
+    if config.recompute != "full":
         asked["recompute full"] = config.model_copy(update={"recompute": "full"})
     if config.enabled:
         asked["dense LoRA"] = config.model_copy(update={"enabled": False})
