@@ -13,6 +13,8 @@ PLAN          ?= grid
 BENCH_SECONDS ?= 520
 BENCH         := PYTHONPATH=.:kernels:$(PYTHONPATH) python3 -u -m benchmarks
 
+KERNEL_TESTS  := $(foreach name,block_scores cross_entropy gated_activation involved_attention rotary rows,tests/gpu/test_$(name).py)
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow chaos test-gpu sanitize bench bench-api bench-pages screenshots lint format up migrate clean
 
@@ -41,9 +43,9 @@ chaos: install  ## Kill everything at random moments, on servers of its own; abo
 test-gpu:  ## Kernels and method on a CUDA device; needs torch, triton, transformers, peft and pytest, no .venv
 	PYTHONPATH=.:kernels python3 -m pytest tests/gpu
 
-sanitize:  ## The kernels under compute-sanitizer, small and odd shapes; no pool that hides a stray access
+sanitize:  ## The kernels' tests under compute-sanitizer, without a pool that hides a stray access; slow
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:kernels compute-sanitizer --tool memcheck --error-exitcode 9 \
-		python3 -m pytest tests/gpu/test_[bcgir]*.py -k "kernel or equals"
+		python3 -m pytest $(KERNEL_TESTS) -k "kernel or equals"
 
 bench:  ## Measure speed, memory and kernels on a CUDA device; again until done, each call takes up to 9 minutes
 	$(BENCH) speed --plan $(PLAN) --deadline $(BENCH_SECONDS)

@@ -128,35 +128,23 @@ def prepare(
     from jenga_core.errors import ConfigError
     from jenga_core.patching.apply import apply_jenga
 
-    def patched(config: JengaConfig) -> Any:
-        if config.selection.score != "predicted":
-            return apply_jenga(model, config)
-        handle = apply_jenga(model, config.model_copy(update={"selection": _exact(config.selection)}))
-        predictors = _predictors(handle, shape)
-        handle.undo()
-        return apply_jenga(model, config, predictors)
-
     fields: dict[str, Any] = {**policy.fields, "context_length_tokens": tokens, "recompute": recompute}
     if policy.is_sparse:
         fields["keep_fraction"] = keep_fraction
     config = JengaConfig.parse(fields)
     try:
-        handle = patched(config)
+        predicts = config.selection.score == "predicted"
+        handle = _predicting(model, config, shape) if predicts else apply_jenga(model, config)
     except ConfigError as error:
         raise Unsupported(str(error)) from error
     return Prepared(model.train(), handle, config.model_dump(mode="json"))
 
 
-def _exact(selection: Any) -> Any:
-    return selection.model_copy(update={"score": "exact"})
-
-
-def _predictors(handle: Any, shape: Shape) -> Any:
-    """Of the full size; what they were trained on is of no account."""
+def _predicting(model: nn.Module, config: Any, shape: Shape) -> Any:
+    """With predictors of the full size; what they were trained on is of no account."""
+    from benchmarks.policies import with_predictors
     from jenga_core.finetuning.data import PadRight
-    from jenga_core.finetuning.predictors import train_predictors
 
     ids = torch.randint(shape.vocabulary, (4, 512), generator=torch.Generator().manual_seed(0)).tolist()
-    sequences = [{"input_ids": each, "labels": each} for each in ids]
-    predictors, _ = train_predictors(handle, sequences, PadRight(0), seed=0)
-    return predictors
+    handle, _ = with_predictors(model, config, [{"input_ids": each, "labels": each} for each in ids], PadRight(0), 0)
+    return handle

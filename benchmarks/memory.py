@@ -1,6 +1,6 @@
 """Does the estimate hold? Predicted against measured peak memory, configuration by configuration.
 
-    python -m benchmarks memory                      what is missing from RESULTS/memory-GPU.json, then the table
+    python -m benchmarks memory                      what is missing from RESULTS/memory-GPU.json, a line each
     python -m benchmarks memory --deadline 540       start no configuration after so many seconds; call again
     python -m benchmarks memory --docs memory.md     measure nothing, write the page of what is there
     python -m benchmarks memory --only tiny          a smoke test that runs anywhere
@@ -33,14 +33,12 @@ from benchmarks.shapes import SHAPES, make_model
 from jenga_core.config import JengaConfig
 from jenga_core.finetuning.adapters import add_adapter
 from jenga_core.memory.accounting import peak_bytes, reset_peak
-from jenga_core.memory.estimate import ModelShape, estimate
+from jenga_core.memory.estimate import CONTEXT_BYTES, ModelShape, estimate
 from jenga_core.patching.apply import apply_jenga
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 STEPS = 2
-CONTEXT_BYTES = GIB
-"""What a process takes on a GPU before it allocates anything."""
 
 Case = dict[str, Any]
 

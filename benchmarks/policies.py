@@ -201,17 +201,24 @@ def _patched(
 ) -> tuple[JengaHandle, dict[int, float] | None]:
     """The handle, with predictors or thresholds where the config asks for them."""
     if config.enabled and config.selection.score == "predicted":
-        exact = config.model_copy(update={"selection": config.selection.model_copy(update={"score": "exact"})})
-        handle = apply_jenga(adapted, exact)
-        predictors, reports = train_predictors(handle, sequences, collate, seed=seed)
-        handle.undo()
-        return apply_jenga(adapted, config, predictors), {layer: report.recall for layer, report in reports.items()}
+        return with_predictors(adapted, config, sequences, collate, seed)
     handle = apply_jenga(adapted, config)
     if config.enabled and config.selection.by == "threshold":
         chosen = [sequences[index * len(sequences) // config.calibration.samples] for index in
                   range(config.calibration.samples)]  # fmt: skip
         calibrate(handle, [collate([sequence]) for sequence in chosen], config.calibration)
     return handle, None
+
+
+def with_predictors(
+    model: Any, config: JengaConfig, sequences: Sequence[dict[str, Any]], collate: Any, seed: int
+) -> tuple[JengaHandle, dict[int, float]]:
+    """The handle of a config that asks for predicted scores, with predictors of these sequences, and their recall."""
+    exact = config.model_copy(update={"selection": config.selection.model_copy(update={"score": "exact"})})
+    handle = apply_jenga(model, exact)
+    predictors, reports = train_predictors(handle, sequences, collate, seed=seed)
+    handle.undo()
+    return apply_jenga(model, config, predictors), {layer: report.recall for layer, report in reports.items()}
 
 
 def _between_steps(policy: Policy, handle: JengaHandle, setting: Setting) -> Callable[[int], None]:
