@@ -45,7 +45,8 @@ def with_derived(rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, Any] 
             derived["roofline_ms"] = 1000 * _roofline_seconds(row, ceilings)
             derived["roofline_share"] = derived["roofline_ms"] / row["step_ms_p50"]
             if "selection_ms" in row:
-                derived["selection_share"] = row["selection_ms"] / row["step_ms_p50"]
+                # Of the step that it was measured in: one that is replayed from a graph has no marks inside.
+                derived["selection_share"] = row["selection_ms"] / row.get("second_step_ms", row["step_ms_p50"])
             dense = lora.get((row["model"], row["tokens"]))
             if dense is not None and dense["hardware"] == row["hardware"]:
                 derived["time_of_lora"] = row["step_ms_p50"] / dense["step_ms_p50"]

@@ -116,6 +116,9 @@ def split_into_blocks(
             documents). None: one document per sequence.
     """
     token_T = torch.arange(tokens, device=device)
+    if attention_mask_BT is None and position_ids is None:  # known without asking a GPU
+        block_BT, length_B = (token_T // block_tokens).repeat(batch, 1), token_T.new_full((batch,), tokens)
+        return Blocks(block_BT, block_BT[:, ::block_tokens] * 0, block_tokens, length_B, is_plain=True)
     real_BT = token_T.new_ones(batch, tokens, dtype=torch.bool)
     if attention_mask_BT is not None:
         real_BT = attention_mask_BT.to(device=device, dtype=torch.bool)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from jenga_core.config import JengaConfig
 from jenga_core.finetuning import checkpoints
+from jenga_core.finetuning.captured_steps import Batch, CapturedSteps
 from jenga_core.finetuning.data import Encoded, PadRight
 from jenga_core.finetuning.parallel import ALONE, Ranks
 from jenga_core.memory.accounting import saved_activations
@@ -156,6 +158,7 @@ def finetune(
     trainer.remove_callback(PrinterCallback)
     trainer.watcher, trainer.checkpoint_folder, trainer.ranks = watcher, checkpoint_folder, ranks
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trainer.let_go()
     assert trainer.optimizer is not None
     return Finished(
         stopped_at_step=trainer.state.global_step,
@@ -176,12 +179,29 @@ class _MeasuringTrainer(Trainer):
     _has_trained = False
     _writing_to: Path | None = None
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         self._has_trained = True
-        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        loss = self._steps({**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch})
         if self.accelerator.sync_gradients:
             self.ranks.average_gradients(each for each in model.parameters() if each.requires_grad)
         return self.ranks.mean(loss)
+
+    def let_go(self) -> None:
+        """Of what the steps held."""
+        self._steps.let_go()
+
+    @cached_property
+    def _steps(self) -> CapturedSteps:
+        """Forward and backward, from a CUDA graph where that is possible."""
+        is_cuda = self.args.device.type == "cuda"
+        return CapturedSteps(handle_of(self.model) if is_cuda else None, self._forward_and_backward)
+
+    def _forward_and_backward(self, batch: Batch) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name != "num_items_in_batch"}
+        loss: Tensor = super().training_step(self.model, inputs, batch["num_items_in_batch"])
+        return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Any:
         if self.activation_bytes:

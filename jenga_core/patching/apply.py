@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.layers.lora_linear import cast_anew
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
+from jenga_core.patching.attention_calls import without_masks
 from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
 from jenga_core.patching.parts import Parts, parts_of
@@ -85,7 +86,9 @@ class JengaHandle:
         self._is_plain = not (config.enabled or config.fused or config.recompute != "none")
         """The model's own training forward runs, to the last bit."""
         self._lean_modules = fuse(parts, recompute_mlp=config.recompute == "mlp") if config.fused else None
-        self._last: Involvement | JengaReport | None = None
+        self.last: Involvement | JengaReport | None = None
+        """What the last training forward left to report on."""
+        self._is_full = False
         self._layer_forwards = tuple(layer.forward for layer in parts.layers)
         self._had_own_forward = {module: module.__dict__.get("forward") for module in (parts.causal_lm, *parts.layers)}
         for index, layer in enumerate(parts.layers):
@@ -94,11 +97,21 @@ class JengaHandle:
 
     def report(self) -> JengaReport:
         """What the last training forward did."""
-        if isinstance(self._last, Involvement):
-            self._last = self._report_on(self._last)  # not before: it waits for the GPU
-        if self._last is not None:
-            return self._last
+        if isinstance(self.last, Involvement):
+            self.last = self._report_on(self.last)  # not before: it waits for the GPU
+        if self.last is not None:
+            return self.last
         return JengaReport(self._enabled, self.score, self.entry_layer, (), (), 0, ())
+
+    @property
+    def enabled(self) -> bool:
+        """Whether tokens are eliminated in training."""
+        return self._enabled
+
+    @property
+    def runs_own_forward(self) -> bool:
+        """Whether training goes the way of this package, and not of the unpatched model."""
+        return not self._is_plain
 
     @property
     def entry_layer(self) -> int:
@@ -154,6 +167,19 @@ class JengaHandle:
             yield
         finally:
             self._enabled, self._is_plain = before
+
+    @contextmanager
+    def full_windows(self) -> Iterator[None]:
+        """While the block runs, sequences are taken to be full windows, and forward does not wait for the GPU.
+
+        Every token is real, of the sequence's one document, and has a label that the head knows; whoever calls has
+        looked, and passes neither mask nor positions. Needs a model that attends by sdpa and without sliding windows.
+        """
+        self._is_full = True
+        try:
+            yield
+        finally:
+            self._is_full = False
 
     def undo(self) -> None:
         """Give the model its own forwards back. Harmless when repeated."""
@@ -232,10 +258,12 @@ class JengaHandle:
             position_ids=given.get("position_ids"),
             epoch=self.epoch,
             recompute=self.config.recompute,
+            is_full=self._is_full,
         )
         self._use_lean_modules(True)
         route = Dense(involvement) if selection is None else route_of(involvement)
-        output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route)
+        with without_masks(self.parts.decoder) if self._is_full else nullcontext():
+            output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route)
         return output.last_hidden_state, involvement
 
     def _training_forward(self, given: dict[str, Any]) -> CausalLMOutputWithPast:
@@ -262,7 +290,7 @@ class JengaHandle:
         if given.get("num_items_in_batch") is not None:
             loss = loss * ((involvement.targets_BT != IGNORE).sum() / given["num_items_in_batch"])
         if selection is not None:
-            self._last = involvement
+            self.last = involvement
         return CausalLMOutputWithPast(loss=loss)
 
     def _report_on(self, involvement: Involvement) -> JengaReport:

@@ -24,6 +24,18 @@ _NAME = "jenga"
 
 
 @contextmanager
+def without_masks(decoder: Any) -> Iterator[None]:
+    """While the block runs, `decoder` makes no attention masks; for sequences of real tokens, in which plain causal
+    attention is right. transformers finds that out by asking the GPU."""
+    config = decoder.config
+    decoder.config = _WithAttention(config, None)
+    try:
+        yield
+    finally:
+        decoder.config = config
+
+
+@contextmanager
 def attention_by(
     layer: nn.Module, architecture: Architecture, function: Callable[[AttentionCall], Tensor]
 ) -> Iterator[None]:
@@ -71,7 +83,7 @@ class _WithAttention:
 
     _attn_implementation = _NAME
 
-    def __init__(self, config: Any, function: Callable[[AttentionCall], Tensor]) -> None:
+    def __init__(self, config: Any, function: Callable[[AttentionCall], Tensor] | None) -> None:
         self._config = config
         self.loaded_with = config._attn_implementation
         self.jenga_function = function

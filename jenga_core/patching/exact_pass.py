@@ -118,7 +118,10 @@ def replayed(
 
 
 def _random_state(device: torch.device) -> object:
-    """Something that is another after a random number was drawn on the device."""
+    """Something that is another after a random number was drawn on the device. A step that is being recorded draws
+    none (finetuning/captured_steps.py)."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0].get_offset()
     return torch.get_rng_state().numpy().tobytes()

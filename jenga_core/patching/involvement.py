@@ -52,7 +52,9 @@ class Involvement:
         position_ids: Tensor | None,
         epoch: int = 0,
         recompute: Literal["none", "mlp", "full"] = "none",
+        is_full: bool = False,
     ) -> None:
+        """is_full: every token has a valid label, but the last of a sequence; who says so has looked."""
         self.config = config
         self.recompute = recompute
         self.parts = parts
@@ -69,15 +71,17 @@ class Involvement:
             position_ids=position_ids,
             device=targets_BT.device,
         )
-        if not parts.architecture.separates_documents and bool((self.blocks.document_of_block_BN > 0).any()):
+        is_packed = position_ids is not None and bool((self.blocks.document_of_block_BN > 0).any())
+        if is_packed and not parts.architecture.separates_documents:
             raise ConfigError(
                 f"position_ids start anew within a sequence, but {type(parts.causal_lm).__name__} would let the packed "
                 "documents attend to each other; give each a sequence of its own",
                 param="position_ids",
             )
         has_label_BT = targets_BT != IGNORE
-        labels = count_labels(targets_BT, parts.head.weight.shape[0])
-        self.has_many_labels = labels >= _MANY_LABELS * targets_BT.numel()
+        self.has_many_labels = is_full or (
+            count_labels(targets_BT, parts.head.weight.shape[0]) >= _MANY_LABELS * targets_BT.numel()
+        )
         """Finding the rows without one would cost more than computing them."""
         self.target_BN: Tensor | None = None
         """Blocks that are learnt from whatever they score; None: scores alone decide."""

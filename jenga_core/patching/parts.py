@@ -38,6 +38,12 @@ class Parts:
         kinds = getattr(self.causal_lm.config, "layer_types", None) or ["full_attention"] * len(self.layers)
         return next((layer for layer in range(entry, len(self.layers)) if kinds[layer] == "full_attention"), entry)
 
+    def slides_within(self, tokens: int) -> bool:
+        """Whether some layer's window is narrower than that."""
+        config = self.causal_lm.config
+        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        return window is not None and window < tokens and (kinds is None or "sliding_attention" in kinds)
+
 
 def parts_of(model: nn.Module) -> Parts:
     """Find them in a transformers causal language model, bare or inside a PeftModel. Raises UnsupportedModelError."""
