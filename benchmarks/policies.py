@@ -180,6 +180,7 @@ def config_of(policy: Policy, setting: Setting, *, own_context: int) -> JengaCon
             "learning_rate": setting.learning_rate * policy.learning_rate_factor,
             "checkpoint_steps": 1_000_000,
             **(stretch if setting.context > own_context else {}),
+            **({"cuda_graph": False} if policy.loss_of else {}),  # there a step is more than the model's forward
             **setting.extra,
             "selection": {
                 "keep_fraction": setting.keep_fraction,
