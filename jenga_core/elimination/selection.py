@@ -33,8 +33,8 @@ class Selection:
     """bool, the blocks that stay involved."""
 
     token_index_BG: Tensor
-    """int64, ascending positions of the kept tokens; entries past a sequence's own count repeat tokens that are not
-    kept."""
+    """int64, ascending positions of the kept tokens; entries past a sequence's own count name tokens that are not kept,
+    each its own."""
 
     is_kept_BG: Tensor
     """bool, False for those surplus entries, which always come last."""

@@ -19,7 +19,7 @@ SETS = [([0, 2, 5], [1, 3]), ([1, 2], [0]), ([0, 1, 2, 3, 4, 5, 6], [6])]
 
 
 def selection(first: list[int], second: list[int]) -> Selection:
-    """Of two sequences; the shorter has surplus entries, which repeat tokens that are not kept."""
+    """Of two sequences; the shorter has surplus entries, which name tokens that are not kept."""
     G = max(len(first), len(second))
     index, kept = torch.zeros(B, G, dtype=torch.long), torch.zeros(B, G, dtype=torch.bool)
     for row, tokens in enumerate((first, second)):
@@ -48,8 +48,29 @@ def plain(x: Tensor) -> Tensor:
     x = x * 1.5
     for tokens, weight in zip(SETS, WEIGHTS, strict=True):
         chosen = selection(*tokens)
-        x = put_rows(x, layer(take_rows(x, chosen.token_index_BG), weight, chosen), chosen)
+        x = indexed(x, layer(take_rows(x, chosen.token_index_BG), weight, chosen), chosen)
     return x
+
+
+def indexed(x: Tensor, rows: Tensor, chosen: Selection) -> Tensor:
+    """put_rows in one line of PyTorch."""
+    kept = chosen.is_kept_BG
+    return x.index_put((torch.arange(B)[:, None].expand_as(kept)[kept], chosen.token_index_BG[kept]), rows[kept])
+
+
+@pytest.mark.parametrize("tokens", SETS, ids=str)
+def test_put_rows_is_indexing_and_keeps_no_rows_for_backward(tokens: tuple[list[int], list[int]]) -> None:
+    chosen, x = selection(*tokens), stream()
+    rows = torch.randn(B, chosen.token_index_BG.shape[1], E, dtype=torch.float64, requires_grad=True)
+    assert_bit_identical("rows", put_rows(x, rows, chosen), indexed(x, rows, chosen))
+    assert torch.autograd.gradcheck(lambda x, rows: put_rows(x, rows, chosen), (x, rows))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved):
+        put_rows(x, rows, chosen)
+    assert not any(saved.is_floating_point() for saved in kept)
+    targets = torch.arange(B * T).view(B, T)
+    ours = put_rows(targets, take_rows(targets, chosen.token_index_BG) + 100, chosen)
+    assert_bit_identical("targets", ours, indexed(targets, take_rows(targets, chosen.token_index_BG) + 100, chosen))
 
 
 def stream() -> Tensor:
@@ -115,7 +136,7 @@ def test_a_stream_without_gradient() -> None:
     y = rows.put_back(layer(rows.take(), weight, chosen))
     (dw,) = torch.autograd.grad(y.square().sum(), weight)
     x = stream().detach()
-    expected = put_rows(x, layer(take_rows(x, chosen.token_index_BG), weight, chosen), chosen)
+    expected = indexed(x, layer(take_rows(x, chosen.token_index_BG), weight, chosen), chosen)
     torch.testing.assert_close(dw, torch.autograd.grad(expected.square().sum(), weight)[0])
 
 
