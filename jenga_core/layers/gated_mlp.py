@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -33,21 +34,23 @@ CHUNK_ROWS = 2048
 tensors of intermediate size stay below 0.2 GiB for Llama-3-8B, at any length."""
 
 
-class OutputUnused:
-    """Whether the outputs of gated MLPs are known and so not computed; `output_unused` sets it."""
-
-    active = False
+_OUTPUT_IS_UNUSED = ContextVar("output_is_unused", default=False)  # of a thread: backward runs in one for each device
 
 
 @contextmanager
 def output_unused() -> Iterator[None]:
     """While the block runs, gated MLPs that end a layer return zeros for their output; gradients are those of the
     output."""
-    before, OutputUnused.active = OutputUnused.active, True
+    before = _OUTPUT_IS_UNUSED.set(True)
     try:
         yield
     finally:
-        OutputUnused.active = before
+        _OUTPUT_IS_UNUSED.reset(before)
+
+
+def output_is_unused() -> bool:
+    """Whether it does."""
+    return _OUTPUT_IS_UNUSED.get()
 
 
 def gated_mlp(
@@ -78,7 +81,7 @@ def gated_mlp(
         raise ValueError(f"x is {x.dtype} and the weights {[weight.dtype for weight in weights]}; all must agree")
     if any(weight.requires_grad for weight in weights):
         raise ValueError("the MLP's weights must be frozen: they get no gradient here")
-    is_unused = OutputUnused.active and ends_layer
+    is_unused = output_is_unused() and ends_layer
     if x.requires_grad and torch.is_grad_enabled():
         recompute = recompute or is_unused
         y: Tensor = _GatedMLP.apply(x, *weights, origin_of(x), activation, recompute, is_unused)

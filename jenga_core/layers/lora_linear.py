@@ -46,13 +46,38 @@ class Projection:
     adapter: Adapter | None
 
 
-def lora_linear(x: Tensor, projection: Projection) -> Tensor:
+class Casts:
+    """Adapters' matrices in another dtype, cast once a step and not at each of their uses."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
+
+    def begin_step(self) -> None:
+        """Forget them: the adapters may have been trained since. They must not be trained until the next call."""
+        self._made = {}
+
+    def of(self, matrices: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
+        """Those that are there, one below the other; None if there is none."""
+        given = [matrix for matrix in matrices if matrix is not None]
+        if not given:
+            return None
+        key = (dtype, *map(id, given))
+        if key not in self._made:
+            cast = torch.cat([matrix.to(dtype) for matrix in given]) if len(given) > 1 else given[0].to(dtype)
+            self._made[key] = given, cast  # kept together, so that the ids stay their own
+        return self._made[key][1]
+
+
+def lora_linear(x: Tensor, projection: Projection, casts: Casts | None = None) -> Tensor:
     """The output of one layer; see `lora_linears`."""
-    return lora_linears(x, [projection])[0]
+    return lora_linears(x, [projection], casts)[0]
 
 
-def lora_linears(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
+def lora_linears(x: Tensor, projections: Sequence[Projection], casts: Casts | None = None) -> tuple[Tensor, ...]:
     """The output of every layer, of x's dtype, differentiable in x, A and B.
+
+    Args:
+        casts: shared by the calls of a step; None: by the forward and the backward of this one.
 
     Raises:
         ValueError: x and a weight differ in dtype, or a weight or bias is trained.
@@ -67,36 +92,41 @@ def lora_linears(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, 
             raise ValueError("the weight and the bias must be frozen: they get no gradient here")
         tensors += [weight_OI, bias_O, *((None, None) if adapter is None else (adapter.a_rI, adapter.b_Or))]
         scales.append(0.0 if adapter is None else adapter.scale)
-    outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, origin_of(x), scales, *tensors)
+    outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, origin_of(x), scales, casts or Casts(), *tensors)
     return outputs
 
 
+_FIRST = 4
+"""Where the layers' tensors begin among the arguments of `_LoraLinears`."""
+
+
 class _LoraLinears(torch.autograd.Function):
-    """Arguments: x, its origin, the scales, and four tensors per layer: weight, bias, A, B.
+    """Arguments: x, its origin, the scales, the casts, and four tensors per layer: weight, bias, A, B.
 
     The adapters' A lie in one matrix, so that x is read once for all p, and once for all dA.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, origin: Normed | None, scales: list[float], *tensors: Tensor | None
+        ctx: Any, x: Tensor, origin: Normed | None, scales: list[float], casts: Casts, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         weights, biases, down, up = tensors[0::4], tensors[1::4], tensors[2::4], tensors[3::4]
         x_MI = x.reshape(-1, x.shape[-1])
-        a_RI = _stacked(down, x.dtype)
+        a_RI = casts.of(down, x.dtype)
         p_MR = None if a_RI is None else x_MI @ a_RI.T
         outputs: list[Tensor] = []
         for weight_OI, bias_O, b_Or, scale, part in zip(weights, biases, up, scales, _parts(down), strict=True):
             assert weight_OI is not None
             y_MO = F.linear(x_MI, weight_OI, bias_O)
-            if p_MR is not None and b_Or is not None:
-                y_MO.addmm_(p_MR[:, part], _one(b_Or, x.dtype).T, alpha=scale)
+            b_cast_Or = casts.of([b_Or], x.dtype)
+            if p_MR is not None and b_cast_Or is not None:
+                y_MO.addmm_(p_MR[:, part], b_cast_Or.T, alpha=scale)
             outputs.append(y_MO.view(*x.shape[:-1], y_MO.shape[-1]))
-        trains_an_adapter = any(ctx.needs_input_grad[3:])
+        trains_an_adapter = any(ctx.needs_input_grad[_FIRST:])
         source = x if origin is None else origin.x
         ctx.save_for_backward(source if trains_an_adapter else None, p_MR, *weights, *down, *up)
         ctx.norm = None if origin is None else origin.norm
-        ctx.scales, ctx.shape, ctx.dtype = scales, x.shape, x.dtype
+        ctx.scales, ctx.casts, ctx.shape, ctx.dtype = scales, casts, x.shape, x.dtype
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -116,11 +146,11 @@ class _LoraLinears(torch.autograd.Function):
                 if ctx.needs_input_grad[0]:
                     dx_MI = dy_MO @ weight_OI if dx_MI is None else dx_MI.addmm_(dy_MO, weight_OI)
                 if b_Or is not None:
-                    dp_MR[:, part].addmm_(dy_MO, _one(b_Or, ctx.dtype), alpha=ctx.scales[i])
-                    if ctx.needs_input_grad[3 + 4 * i + 3]:
+                    dp_MR[:, part].addmm_(dy_MO, ctx.casts.of([b_Or], ctx.dtype), alpha=ctx.scales[i])
+                    if ctx.needs_input_grad[_FIRST + 4 * i + 3]:
                         db_Or = _product(dy_MO.T, p_MR[:, part], b_Or.dtype).mul_(ctx.scales[i])
             d_up.append(db_Or)
-        a_RI = _stacked(down, ctx.dtype)
+        a_RI = ctx.casts.of(down, ctx.dtype)
         if dx_MI is not None and a_RI is not None:
             dx_MI.addmm_(dp_MR, a_RI)
         d_down: list[Tensor | None] = [None] * count
@@ -128,51 +158,16 @@ class _LoraLinears(torch.autograd.Function):
             x = source if ctx.norm is None else ctx.norm.of(source)
             da_RI = _product(dp_MR.T, x.reshape(-1, x.shape[-1]), torch.promote_types(ctx.dtype, torch.float32))
             for i, (a_rI, part) in enumerate(zip(down, _parts(down), strict=True)):
-                if ctx.needs_input_grad[3 + 4 * i + 2]:
+                if ctx.needs_input_grad[_FIRST + 4 * i + 2]:
                     d_down[i] = da_RI[part].to(a_rI.dtype)
         d_tensors = [each for i in range(count) for each in (None, None, d_down[i], d_up[i])]
-        return None if dx_MI is None else dx_MI.view(ctx.shape), None, None, *d_tensors
+        return None if dx_MI is None else dx_MI.view(ctx.shape), *(None,) * (_FIRST - 1), *d_tensors
 
 
 def _parts(down: Sequence[Tensor | None]) -> list[slice]:
     """Where each layer's rank lies in that of all."""
     ends = list(accumulate(0 if a_rI is None else a_rI.shape[0] for a_rI in down))
     return [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
-
-
-def _stacked(down: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
-    return _cast([a_rI for a_rI in down if a_rI is not None], dtype)
-
-
-def _one(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = _cast([matrix], dtype)
-    assert cast is not None
-    return cast
-
-
-def _cast(matrices: list[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """The matrices in another dtype, one below the other."""
-    if not matrices:
-        return None
-    key = (dtype, *map(id, matrices))
-    found = None if _Casts.made is None else _Casts.made.get(key)
-    if found is None:
-        cast = torch.cat([matrix.to(dtype) for matrix in matrices]) if len(matrices) > 1 else matrices[0].to(dtype)
-        found = matrices, cast  # kept together, so that the ids stay their own
-        if _Casts.made is not None:
-            _Casts.made[key] = found
-    return found[1]
-
-
-class _Casts:
-    made: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] | None = None
-    """Of this step; None: nobody says when a step begins, so none is kept."""
-
-
-def cast_anew(*, once: bool = True) -> None:
-    """A step begins: from here on each adapter is cast once, until the next call, and must not be trained meanwhile.
-    Not `once`: at each use, as when nobody says when a step begins."""
-    _Casts.made = {} if once else None
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

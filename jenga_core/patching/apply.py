@@ -22,13 +22,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from jenga_core.config import JengaConfig, SelectionConfig
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
-from jenga_core.layers.lora_linear import cast_anew
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
 from jenga_core.patching.attention_calls import without_masks
 from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
 from jenga_core.patching.parts import Parts, parts_of
-from jenga_core.patching.report import JengaReport, Span
+from jenga_core.patching.report import JengaReport, report_on
 from jenga_core.patching.routes import Dense, Route, route_of
 from jenga_core.prediction.predictor import Predictors
 
@@ -98,7 +97,7 @@ class JengaHandle:
     def report(self) -> JengaReport:
         """What the last training forward did."""
         if isinstance(self.last, Involvement):
-            self.last = self._report_on(self.last)  # not before: it waits for the GPU
+            self.last = report_on(self.last, self.score)  # not before: it waits for the GPU
         if self.last is not None:
             return self.last
         return JengaReport(self._enabled, self.score, self.entry_layer, (), (), 0, ())
@@ -192,11 +191,9 @@ class JengaHandle:
         if self._lean_modules is not None:
             self._lean_modules.undo()
 
-    def _use_lean_modules(self, active: bool) -> None:
-        """From now on: backward, which may compute layers again, must find what forward found."""
+    def _begin_step(self, *, lean: bool) -> None:
         if self._lean_modules is not None:
-            self._lean_modules.active = active
-            cast_anew(once=active)
+            self._lean_modules.begin_step(active=lean)
 
     def _patched_layer(self, index: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(forward)
@@ -217,7 +214,7 @@ class JengaHandle:
             given = {**given, **given.pop("kwargs", {})}
             learns = self.parts.causal_lm.training and given.get("labels") is not None
             if not learns or self._is_plain:
-                self._use_lean_modules(False)
+                self._begin_step(lean=False)
                 return forward(*args, **kwargs)
             return self._training_forward(given)
 
@@ -260,7 +257,7 @@ class JengaHandle:
             recompute=self.config.recompute,
             is_full=self._is_full,
         )
-        self._use_lean_modules(True)
+        self._begin_step(lean=True)
         route = Dense(involvement) if selection is None else route_of(involvement)
         with without_masks(self.parts.decoder) if self._is_full else nullcontext():
             output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route)
@@ -292,33 +289,6 @@ class JengaHandle:
         if selection is not None:
             self.last = involvement
         return CausalLMOutputWithPast(loss=loss)
-
-    def _report_on(self, involvement: Involvement) -> JengaReport:
-        fractions = [1.0] * involvement.num_layers
-        spans = []
-        target_BN = involvement.target_BN
-        targets = () if target_BN is None else tuple(target_BN[0].nonzero().flatten().tolist())
-        chosen = sorted(involvement.selections)
-        ends = [layer - 1 for layer in chosen[1:]] + [involvement.num_layers - 1]
-        for first, last in zip(chosen, ends, strict=True):
-            selection = involvement.selections[first]
-            if self.config.selection.below_entry == "forward_only":
-                first = 0  # the layers below were run again for the same tokens
-            fractions[first : last + 1] = [float(selection.kept_fraction)] * (last + 1 - first)
-            spans.append(Span(first, last, tuple(selection.kept_BN[0].nonzero().flatten().tolist()), targets))
-        mlp_fractions = list(fractions)
-        for layer, among in involvement.mlp_selections.items():
-            mlp_fractions[layer] *= float(among.kept_fraction)
-        num_blocks = int((involvement.blocks.document_of_block_BN[0] >= 0).sum())
-        return JengaReport(
-            enabled=True,
-            score=self.score,
-            entry_layer=self.entry_layer,
-            kept_fraction=tuple(fractions),
-            mlp_kept_fraction=tuple(mlp_fractions),
-            num_blocks=num_blocks,
-            spans=tuple(spans),
-        )
 
 
 def _check(parts: Parts, config: JengaConfig) -> None:

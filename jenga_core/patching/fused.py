@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from jenga_core.errors import ConfigError
 from jenga_core.layers.gated_mlp import gated_mlp
-from jenga_core.layers.lora_linear import lora_linear
+from jenga_core.layers.lora_linear import Casts, lora_linear
 from jenga_core.layers.rms_norm import rms_norm
 from jenga_core.patching.fused_attention import class_name, lean_attention
 from jenga_core.patching.parts import Parts
@@ -71,8 +71,8 @@ class Fused:
 
     def __init__(self, parts: Parts, *, recompute_mlp: bool) -> None:
         self.active = False
-        """Whether the lean forms are in use. The owner of the model's forward sets it at the start of each call, and
-        leaves it so: in backward, gradient checkpointing calls the modules again."""
+        """Whether the lean forms are in use."""
+        self._casts = Casts()
         self.recompute_mlp = recompute_mlp
         """Gated MLPs keep only their input for backward, and make gate and up again there."""
         self.modules: dict[nn.Module, Forward | None] = {}
@@ -83,6 +83,12 @@ class Fused:
                 self._replace(module, lean)
         if recompute_mlp:
             self._check_mlps(parts)
+
+    def begin_step(self, *, active: bool) -> None:
+        """The owner of the model's forward calls this at the start of each of its calls, and what it says holds until
+        the next: in backward, gradient checkpointing calls the modules again, which must find what forward found."""
+        self.active = active
+        self._casts.begin_step()
 
     def undo(self) -> None:
         """Give every module its own forward back. Harmless when repeated."""
@@ -96,13 +102,13 @@ class Fused:
     def _lean_form(self, module: nn.Module) -> Forward | None:
         name = class_name(module)
         if type(module) is LoraLayer:
-            return functools.partial(_lora, module)
+            return functools.partial(_lora, module, self._casts)
         if name in _RMS_NORMS:
             epsilon, offset = _RMS_NORMS[name]
             return functools.partial(_norm, module, getattr(module, epsilon), offset)
         if name in _GATED_MLPS:
             return functools.partial(self._mlp, module)
-        return lean_attention(name, module)
+        return lean_attention(name, module, self._casts)
 
     def _replace(self, module: nn.Module, lean: Forward) -> None:
         forward = module.forward
@@ -145,7 +151,7 @@ class Fused:
 
 
 def fuse(parts: Parts, *, recompute_mlp: bool = False) -> Fused:
-    """Give the decoder's modules their lean forms, which are in use once `active` is set."""
+    """Give the decoder's modules their lean forms, which are in use after `begin_step(active=True)`."""
     return Fused(parts, recompute_mlp=recompute_mlp)
 
 
@@ -167,9 +173,9 @@ def _frozen_mlp(module: nn.Module, x: Tensor) -> tuple[str, list[Tensor]] | None
     return kind, weights
 
 
-def _lora(module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _lora(module: nn.Module, casts: Casts, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     projection = projection_of(module, x)
-    return NotImplemented if projection is None or args or kwargs else lora_linear(x, projection)
+    return NotImplemented if projection is None or args or kwargs else lora_linear(x, projection, casts)
 
 
 def _norm(module: Any, epsilon: float, offset: float, x: Tensor) -> Any:

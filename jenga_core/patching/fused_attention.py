@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from jenga_core.layers.lora_linear import Projection, lora_linears
+from jenga_core.layers.lora_linear import Casts, Projection, lora_linears
 from jenga_core.layers.rotary import rotary
 from jenga_core.patching.projections import projection_of
 
@@ -32,7 +32,7 @@ _EXTRA_ARGUMENTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
 """Class in transformers.models: what it hands its attention function beside what all do."""
 
 
-def lean_attention(class_name: str, module: Any) -> Callable[..., Any] | None:
+def lean_attention(class_name: str, module: Any, casts: Casts) -> Callable[..., Any] | None:
     """The lean forward of an attention module, or None for a class that is not in the table.
 
     It returns NotImplemented for a call that it does not cover: a projection that is not frozen or adapted plainly,
@@ -54,7 +54,7 @@ def lean_attention(class_name: str, module: Any) -> Callable[..., Any] | None:
         if projections is None or position_embeddings is None or position_embeddings[0].shape[-1] != module.head_dim:
             return NotImplemented
         shape = (*hidden_states.shape[:-1], -1, module.head_dim)
-        q, k, v = (y.view(shape) for y in lora_linears(hidden_states, projections))
+        q, k, v = (y.view(shape) for y in lora_linears(hidden_states, projections, casts))
         q, k = getattr(module, "q_norm", _same)(q), getattr(module, "k_norm", _same)(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         q, k = rotary(q, k, *position_embeddings)

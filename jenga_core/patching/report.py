@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # rich belongs to the command line; the method works where it is missing
     from rich.console import RenderableType
+    from torch import Tensor
+
+    from jenga_core.patching.involvement import Involvement
 
 _CELL, _LABEL, _SHARE, _WIDEST = 7, 34, 90, 900
 """Pixels of the map: a cell's height, the layer numbers, the bars of shares, and all blocks of a layer at most."""
@@ -137,6 +140,40 @@ class JengaReport:
         for span in self._runs():
             for _ in range(span.first_layer, span.last_layer + 1):
                 yield span.blocks or tuple(range(self.num_blocks))
+
+
+def report_on(involvement: Involvement, score: str) -> JengaReport:
+    """The report on one forward call, of its first sequence's blocks and the whole batch's shares. Waits for the GPU.
+
+    Args:
+        score: where its block scores came from.
+    """
+    fractions, spans = [1.0] * involvement.num_layers, []
+    targets = () if involvement.target_BN is None else _numbers(involvement.target_BN[0])
+    chosen = sorted(involvement.selections)
+    ends = [layer - 1 for layer in chosen[1:]] + [involvement.num_layers - 1]
+    for first, last in zip(chosen, ends, strict=True):
+        selection = involvement.selections[first]
+        if involvement.config.below_entry == "forward_only":
+            first = 0  # the layers below were run again for the same tokens
+        fractions[first : last + 1] = [float(selection.kept_fraction)] * (last + 1 - first)
+        spans.append(Span(first, last, _numbers(selection.kept_BN[0]), targets))
+    mlp_fractions = list(fractions)
+    for layer, among in involvement.mlp_selections.items():
+        mlp_fractions[layer] *= float(among.kept_fraction)
+    return JengaReport(
+        enabled=True,
+        score=score,
+        entry_layer=involvement.entry_layer,
+        kept_fraction=tuple(fractions),
+        mlp_kept_fraction=tuple(mlp_fractions),
+        num_blocks=int((involvement.blocks.document_of_block_BN[0] >= 0).sum()),
+        spans=tuple(spans),
+    )
+
+
+def _numbers(is_one_N: Tensor) -> tuple[int, ...]:
+    return tuple(is_one_N.nonzero().flatten().tolist())
 
 
 def _runs_of(blocks: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jenga_core.layers import lora_linear as module
-from jenga_core.layers.lora_linear import Adapter, Projection, cast_anew, lora_linears
+from jenga_core.layers.lora_linear import Adapter, Casts, Projection, lora_linears
 from jenga_core.layers.rms_norm import rms_norm
 from tests.support.assertions import assert_within_budget
 
@@ -180,19 +180,17 @@ def test_an_adapter_is_cast_once_a_step() -> None:
     assert b is not None
 
     def output() -> Tensor:
-        return lora_linear(*given.values(), SCALE).detach()
+        projection = Projection(given["weight"], given["bias"], Adapter(given["a"], b, SCALE))
+        return module.lora_linear(given["x"], projection, casts).detach()
 
-    try:
-        cast_anew()
-        first = output()
-        with torch.no_grad():
-            b.mul_(2)
-        torch.testing.assert_close(output(), first)  # what was promised: not trained meanwhile
-        cast_anew()
-        assert not torch.equal(output(), first)
-        with torch.no_grad():
-            b.div_(2)
-        cast_anew(once=False)
-        torch.testing.assert_close(output(), first)
-    finally:
-        cast_anew(once=False)
+    casts = Casts()
+    first = output()
+    with torch.no_grad():
+        b.mul_(2)
+    torch.testing.assert_close(output(), first)  # what was promised: not trained meanwhile
+    casts.begin_step()
+    assert not torch.equal(output(), first)
+    with torch.no_grad():
+        b.div_(2)
+    casts.begin_step()
+    torch.testing.assert_close(output(), first)

@@ -43,7 +43,7 @@ def adapted(model: nn.Module, targets: list[str] | None = None, **lora: Any) -> 
 
 def fused(model: nn.Module, **options: Any) -> Fused:
     found = fuse(parts_of(model), **options)
-    found.active = True
+    found.begin_step(active=True)
     return found
 
 
@@ -98,9 +98,9 @@ def test_undo_and_eval_and_inactive_are_bit_identical(model_type: str) -> None:
     assert_bit_identical("logits", model(**batch).logits, logits)
     assert sorted(model.state_dict()) == state
     model.train()
-    lean.active = False
+    lean.begin_step(active=False)
     assert_identical_step(model, batch, dense)
-    lean.active = True
+    lean.begin_step(active=True)
     lean.undo()
     lean.undo()  # harmless
     assert_identical_step(model, batch, dense)
