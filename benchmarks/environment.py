@@ -19,7 +19,7 @@ def describe() -> dict[str, str]:
     has_gpu = torch.cuda.is_available()
     return {
         "hardware": torch.cuda.get_device_name() if has_gpu else platform.processor() or "cpu",
-        "driver": _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": _command("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0],
         "cuda": torch.version.cuda or "none",
         "cudnn": str(torch.backends.cudnn.version()) if has_gpu else "none",
         "commit": commit(),
@@ -46,6 +46,11 @@ def hardware_slug() -> str:
     name = _command("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()[:1]
     words = [word for word in (name[0] if name else "").lower().split() if word not in ("nvidia", "geforce", "tesla")]
     return words[0].split("-")[0] if words and words != ["unknown"] else "cpu"
+
+
+def only_gpu(index: int | None) -> dict[str, str]:
+    """Environment of a process that sees that GPU of this host alone; None: as it is."""
+    return {} if index is None else {"CUDA_VISIBLE_DEVICES": str(index)}
 
 
 def _version(package: str) -> str:

@@ -122,7 +122,7 @@ def run_one(arguments: argparse.Namespace, texts: Texts, key: rows.Key) -> rows.
         **measured,
         "training_sequences": len(texts.training),
         "learning_rate": arguments.learning_rate,
-        "jobs_on_the_device": arguments.jobs,
+        "jobs_on_the_device": -(-arguments.jobs // arguments.gpus),
         **trained.row(),
         **environment.describe(),
     }
@@ -149,7 +149,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--facts", type=int, default=16, help="retrieval: facts in a document")
     parser.add_argument("--held-out-documents", type=int, default=32, help="retrieval: documents to measure on")
     parser.add_argument("--jenga", type=json.loads, default={}, help="more JengaConfig fields for all runs, as JSON")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once on the device")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--gpus", type=int, default=1, help="over which the runs spread")
     parser.add_argument("--deadline-seconds", type=float, default=float("inf"), help="start no run after this")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/jenga-quality"), help="folder for checkpoints")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -169,6 +170,7 @@ def main(argv: list[str]) -> int:
         jobs=arguments.jobs,
         deadline_seconds=arguments.deadline_seconds,
         line_of=_line,
+        gpus=arguments.gpus,
     )
     print(summary(rows.read(arguments.out)))
     return 1 if failures else 0

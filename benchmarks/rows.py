@@ -8,6 +8,7 @@ that dies loses the row it was at, says so, and is replaced.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks import environment
 
 Key = Mapping[str, Any]
 Row = dict[str, Any]
@@ -41,16 +44,21 @@ def run_missing(
     jobs: int,
     deadline_seconds: float,
     line_of: Callable[[Row], str],
+    gpus: int = 1,
 ) -> int:
     """Run the keys that no row of `out` has, `jobs` workers at once; return how many failed.
 
     Args:
         worker: the command of a worker.
+        gpus: of this host, over which the workers spread.
         deadline_seconds: after which no row is started.
         line_of: what is printed of a finished row.
     """
     queue = _Queue(_missing(keys, read(out)), out, deadline_seconds, line_of)
-    threads = [threading.Thread(target=_feed, args=(queue, worker)) for _ in range(min(jobs, len(queue.waiting)))]
+    threads = [
+        threading.Thread(target=_feed, args=(queue, worker, index % gpus if gpus > 1 else None))
+        for index in range(min(jobs, len(queue.waiting)))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -94,11 +102,12 @@ class _Queue:
             print(f"failed: {json.dumps(dict(key))}", file=sys.stderr, flush=True)
 
 
-def _feed(queue: _Queue, command: Sequence[str]) -> None:
+def _feed(queue: _Queue, command: Sequence[str], gpu: int | None) -> None:
+    variables = {**os.environ, **environment.only_gpu(gpu)}
     process: subprocess.Popen[str] | None = None
     while (key := queue.take()) is not None:
         if process is None:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps(dict(key)) + "\n")
         process.stdin.flush()

@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -75,7 +76,7 @@ class ResultsFile:
 class Turn:
     """A process that has imported everything and waits for its turn on the GPU."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, gpu: int | None = None) -> None:
         self.errors: TextIO = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in _close
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks", *command],
@@ -83,7 +84,7 @@ class Turn:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR},
+            env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, **environment.only_gpu(gpu)},
         )
 
     def take(self, seconds: float | None) -> dict[str, Any]:
@@ -112,49 +113,92 @@ class RowFailed(Exception):
     """The process of a row died; its words."""
 
 
-def run(specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool) -> int:
-    """Measure what is missing, one process after the other; the exit status. `deadline` is of time.monotonic()."""
-    files = {spec.model: ResultsFile(folder, spec.model) for spec in specs}
-    todo: list[tuple[Spec, str | None]] = []
-    for spec in specs:
-        if again or not files[spec.model].has(spec):
-            if files[spec.model].ceilings is None and not any(other.model == spec.model for other, _ in todo):
-                todo.append((spec, spec.model))
-            todo.append((spec, None))
-    failed = False
-    waiting: Turn | None = None
-    for index, (spec, ceilings_of) in enumerate(todo):
-        left = deadline - time.monotonic()
-        if left < expected_seconds(spec, timed_steps):
-            print(f"{len(todo) - index} of {len(todo)} rows are left for the next call", flush=True)
-            if waiting is not None:
-                waiting.dismiss()
-            return 1 if failed else 3
-        turn = waiting or _turn(spec, ceilings_of, timed_steps)
-        waiting = _turn(*todo[index + 1], timed_steps) if index + 1 < len(todo) else None
-        file = files[spec.model]
+def run(specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool, gpus: int = 1) -> int:
+    """Measure what is missing, on every GPU one process after the other; the exit status. `deadline` is of
+    time.monotonic()."""
+    work = _Work(specs, folder, timed_steps=timed_steps, deadline=deadline, again=again)
+    threads = [threading.Thread(target=work.measure_on, args=(gpu if gpus > 1 else None,)) for gpu in range(gpus)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if work.todo:
+        print(f"{len(work.todo)} of {work.count} rows are left for the next call", flush=True)
+    return 1 if work.has_failed else 3 if work.todo else 0
+
+
+_Task = tuple[Spec, str | None]
+"""A row; or, where a model is named, the ceilings for that model's rows, which are measured first."""
+
+
+class _Work:
+    """What is to be measured and where it goes; a thread for each GPU shares it."""
+
+    def __init__(self, specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool) -> None:
+        self.files = {spec.model: ResultsFile(folder, spec.model) for spec in specs}
+        self.timed_steps = timed_steps
+        self.deadline = deadline
+        self.todo: list[_Task] = []
+        without_ceilings = {model for model, file in self.files.items() if file.ceilings is None}
+        for spec in specs:
+            if again or not self.files[spec.model].has(spec):
+                if spec.model in without_ceilings:
+                    without_ceilings.remove(spec.model)
+                    self.todo.append((spec, spec.model))
+                self.todo.append((spec, None))
+        self.count = len(self.todo)
+        self.has_failed = False
+        self._lock = threading.Lock()
+
+    def measure_on(self, gpu: int | None) -> None:
+        """Until nothing is left, or nothing that ends before the deadline. None: the only GPU there is."""
+        task, turn = self._take(), None
+        while task is not None:
+            if self.deadline - time.monotonic() < expected_seconds(task[0], self.timed_steps):
+                self._give_back(task)
+                if turn is not None:
+                    turn.dismiss()
+                return
+            turn = turn or _turn(*task, self.timed_steps, gpu)
+            following = self._take()
+            waiting = _turn(*following, self.timed_steps, gpu) if following else None
+            self._measure(task, turn)
+            task, turn = following, waiting
+
+    def _take(self) -> _Task | None:
+        with self._lock:
+            return self.todo.pop(0) if self.todo else None
+
+    def _give_back(self, task: _Task) -> None:
+        with self._lock:
+            self.todo.insert(0, task)
+
+    def _measure(self, task: _Task, turn: Turn) -> None:
+        spec, ceilings_of = task
+        left = self.deadline - time.monotonic()
         try:
             measured = turn.take(None if math.isinf(left) else left)  # poll() never returns from infinity
         except (RowFailed, subprocess.TimeoutExpired) as error:
-            failed = True
+            self.has_failed = True
             print(f"FAILED {spec if ceilings_of is None else 'ceilings'}: {error}", flush=True)
-            continue
+            return
         finally:
             turn.dismiss()
-        if ceilings_of is None:
-            file.put(measured)
-            print(tables.line(next(found for found in file.rows if Spec.of(found).key == spec.key)), flush=True)
-        else:
-            file.ceilings = measured
-            file.write()
-            print(tables.ceilings_line(measured), flush=True)
-    return 1 if failed else 0
+        file = self.files[spec.model]
+        with self._lock:
+            if ceilings_of is None:
+                file.put(measured)
+                print(tables.line(next(found for found in file.rows if Spec.of(found).key == spec.key)), flush=True)
+            else:
+                file.ceilings = measured
+                file.write()
+                print(tables.ceilings_line(measured), flush=True)
 
 
-def _turn(spec: Spec, ceilings_of: str | None, timed_steps: int) -> Turn:
+def _turn(spec: Spec, ceilings_of: str | None, timed_steps: int, gpu: int | None = None) -> Turn:
     if ceilings_of is not None:
-        return Turn("ceilings", ceilings_of)
-    return Turn("step", json.dumps(spec.__dict__), str(timed_steps))
+        return Turn("ceilings", ceilings_of, gpu=gpu)
+    return Turn("step", json.dumps(spec.__dict__), str(timed_steps), gpu=gpu)
 
 
 def expected_seconds(spec: Spec, timed_steps: int) -> float:
@@ -178,6 +222,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of speed-MODEL-GPU.json")
     parser.add_argument("--steps", type=int, default=5, help="timed steps; twice as many below half a second")
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds; no row starts that may miss it")
+    parser.add_argument("--gpus", type=int, default=1, help="of one kind, each of which measures a row at a time")
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
     parser.add_argument("--table", action="store_true", help="measure nothing, print tables")
     parser.add_argument("--docs", type=Path, help="measure nothing, write this page of all tables in RESULTS")
@@ -200,7 +245,14 @@ def main(argv: list[str]) -> int:
         print("no git here: set JENGA_COMMIT, or the rows will not say what was measured", file=sys.stderr)
     status = 0
     if not arguments.table:
-        status = run(specs, arguments.results, timed_steps=arguments.steps, deadline=deadline, again=arguments.again)
+        status = run(
+            specs,
+            arguments.results,
+            timed_steps=arguments.steps,
+            deadline=deadline,
+            again=arguments.again,
+            gpus=arguments.gpus,
+        )
     for model in dict.fromkeys(spec.model for spec in specs):
         file = ResultsFile(arguments.results, model)
         print("\n" + tables.markdown(model, tables.with_derived(file.rows, file.ceilings), file.ceilings))

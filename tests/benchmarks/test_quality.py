@@ -40,6 +40,28 @@ def test_rows_are_added_and_not_run_again(tmp_path: Path, capsys: pytest.Capture
     assert len(rows.read(out)) == 4
 
 
+def test_workers_spread_over_the_gpus(tmp_path: Path) -> None:
+    sees = (
+        "import json, os, sys, time\n"
+        "for line in sys.stdin:\n"
+        "    gpu = os.environ['CUDA_VISIBLE_DEVICES']\n"
+        "    print('row ' + json.dumps({**json.loads(line), 'gpu': gpu}), flush=True)\n"
+        "    time.sleep(0.5)\n"  # so that no worker takes them all
+    )
+    rows.run_missing(
+        [{"policy": name} for name in "abcdef"],
+        tmp_path / "rows.json",
+        [sys.executable, "-c", sees],
+        jobs=4,
+        deadline_seconds=60,
+        line_of=str,
+        gpus=2,
+    )
+    found = rows.read(tmp_path / "rows.json")
+    assert len(found) == 6
+    assert {row["gpu"] for row in found} == {"0", "1"}
+
+
 def test_a_worker_that_dies_loses_its_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.json"
     assert run(out, ["a", "dies", "b"], jobs=1) == 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,20 @@ class FakeTurn:
 
     started: list[str] = []
     outcomes: dict[str, Any] = {}
+    on_gpu: dict[int | None, int] = {}
+    both = threading.Barrier(2)
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, gpu: int | None = None) -> None:
         self.command = command
+        self.gpu = gpu
         name = command[0] if command[0] == "ceilings" else json.loads(command[1])["policy"]
         FakeTurn.started.append(name)
         self.name = name
 
     def take(self, seconds: float) -> dict[str, Any]:
+        FakeTurn.on_gpu[self.gpu] = FakeTurn.on_gpu.get(self.gpu, 0) + 1
+        if self.gpu is not None:
+            FakeTurn.both.wait(timeout=10)  # the other GPU measures, too
         outcome = FakeTurn.outcomes.get(self.name)
         if isinstance(outcome, Exception):
             raise outcome
@@ -66,7 +74,7 @@ class FakeTurn:
 
 @pytest.fixture(autouse=True)
 def turns(monkeypatch: pytest.MonkeyPatch) -> type[FakeTurn]:
-    FakeTurn.started, FakeTurn.outcomes = [], {}
+    FakeTurn.started, FakeTurn.outcomes, FakeTurn.on_gpu, FakeTurn.both = [], {}, {}, threading.Barrier(2)
     monkeypatch.setattr(speed, "Turn", FakeTurn)
     monkeypatch.setattr(environment, "hardware_slug", lambda: "h100")
     return FakeTurn
@@ -85,6 +93,14 @@ def test_rows_are_kept_with_ceilings_and_derived_columns(tmp_path: Path) -> None
     assert jenga["time_of_lora"] == 1
     assert jenga["saved_of_lora"] == 0
     assert 0 < jenga["roofline_ms"] < lora["roofline_ms"]
+
+
+def test_gpus_share_the_rows_and_each_measures_one_at_a_time(tmp_path: Path, turns: type[FakeTurn]) -> None:
+    specs = [LORA, JENGA, replace(JENGA, keep_fraction=0.2)]  # and the ceilings
+    deadline = time.monotonic() + 1000
+    assert speed.run(specs, tmp_path, timed_steps=5, deadline=deadline, again=False, gpus=2) == 0
+    assert turns.on_gpu == {0: 2, 1: 2}
+    assert len(ResultsFile(tmp_path, "tiny").rows) == 3
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path, turns: type[FakeTurn]) -> None:
