@@ -274,8 +274,8 @@ class JengaConfig(_Part):
     and then `enabled=False` computes bit for bit what the unpatched model does."""
 
     cuda_graph: bool = True
-    """On a GPU, steps of equally long full windows are recorded once as a CUDA graph and played again: small models
-    and short contexts, which wait for Python otherwise, train several times faster. The numbers stay the same."""
+    """On a GPU, steps of equally long full windows are captured once as a CUDA graph and replayed: small models and
+    short contexts, which wait for Python otherwise, train several times faster. The numbers stay the same."""
 
     lora: LoraConfig = LoraConfig()
     """The adapter."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from jenga_core.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -36,6 +38,9 @@ class Blocks:
 
     is_plain: bool
     """One document per sequence, padded on the right if at all: token t lies in block t // b."""
+
+    has_padding: bool = True
+    """Some token may be none."""
 
     @property
     def num_blocks(self) -> int:
@@ -112,19 +117,24 @@ def split_into_blocks(
     Args:
         block_tokens: b, tokens per block.
         attention_mask_BT: 0 marks padding, on either side. None: no padding.
-        position_ids: B x T or 1 x T. Where a position is 0, a new document starts (how transformers marks packed
-            documents). None: one document per sequence.
+        position_ids: B x T or 1 x T. Where a position does not follow the one before it, a new document starts (how
+            transformers tells packed documents apart). None: one document per sequence.
+
+    Raises:
+        ConfigError: the mask has a gap between real tokens.
     """
     token_T = torch.arange(tokens, device=device)
     if attention_mask_BT is None and position_ids is None:  # known without asking a GPU
         block_BT, length_B = (token_T // block_tokens).repeat(batch, 1), token_T.new_full((batch,), tokens)
-        return Blocks(block_BT, block_BT[:, ::block_tokens] * 0, block_tokens, length_B, is_plain=True)
+        document_BN = block_BT[:, ::block_tokens] * 0
+        return Blocks(block_BT, document_BN, block_tokens, length_B, is_plain=True, has_padding=False)
     real_BT = token_T.new_ones(batch, tokens, dtype=torch.bool)
     if attention_mask_BT is not None:
         real_BT = attention_mask_BT.to(device=device, dtype=torch.bool)
     first_BT = real_BT & (real_BT.cumsum(1) == 1)
     if position_ids is not None:
-        first_BT = first_BT | (real_BT & (position_ids.to(device).expand(batch, tokens) == 0))
+        follows_BT = position_ids.to(device).expand(batch, tokens).diff(dim=1) == 1
+        first_BT[:, 1:] |= real_BT[:, 1:] & ~follows_BT
 
     document_start_BT = torch.where(first_BT, token_T, 0).cummax(1).values
     starts_block_BT = real_BT & (first_BT | ((token_T - document_start_BT) % block_tokens == 0))
@@ -134,8 +144,16 @@ def split_into_blocks(
     length_B = real_BT.sum(dim=1)
     plain_BT = torch.where(token_T < length_B[:, None], token_T // block_tokens, -1)
     is_plain = (block_BT == plain_BT).all() & (document_BT <= 0).all()
-    last_block, is_plain = torch.stack([block_BT.max(), is_plain]).tolist()  # one wait for a GPU
+    runs_B = real_BT[:, 0].long() + (real_BT[:, 1:] & ~real_BT[:, :-1]).sum(dim=1)
+    questions = (block_BT.max(), is_plain, ~real_BT.all(), runs_B.max())
+    last_block, is_plain, has_padding, runs = torch.stack(questions).tolist()  # one wait for a GPU
+    if runs > 1:
+        raise ConfigError(
+            "attention_mask has zeros between real tokens; mask at the ends of a sequence, and leave tokens out that "
+            "must not be seen",
+            param="attention_mask",
+        )
     num_blocks = max(last_block + 1, 1)
     document_BN = document_BT.new_full((batch, num_blocks), -1)
     document_BN.scatter_reduce_(1, block_BT.clamp(min=0), document_BT, "amax")
-    return Blocks(block_BT, document_BN, block_tokens, length_B, bool(is_plain))
+    return Blocks(block_BT, document_BN, block_tokens, length_B, bool(is_plain), bool(has_padding))

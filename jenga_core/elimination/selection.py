@@ -42,6 +42,9 @@ class Selection:
     kept_fraction: Tensor
     """float32 scalar, kept tokens over real tokens, in the whole batch."""
 
+    is_everyone: bool = False
+    """Every token of every sequence is kept."""
+
 
 def select(
     scores_BN: Tensor,
@@ -80,12 +83,14 @@ def select(
         # A bound that is reached unless a kept block is short: no reason to wait for a GPU to count.
         longest = most_wanted_blocks(blocks.num_blocks, keep_fraction) * blocks.block_tokens
         G = min(longest, kept_BT.shape[1])
+        is_everyone = kept_BT.shape[1] == G and not blocks.has_padding
     else:
-        G = int(counts_B.max())
+        least, G = torch.stack(counts_B.aminmax()).tolist()
+        is_everyone = least == kept_BT.shape[1]
     index_BG = (~kept_BT).to(torch.int8).argsort(dim=1, stable=True)[:, :G]
     is_kept_BG = torch.arange(G, device=index_BG.device) < counts_B[:, None]
     fraction = counts_B.sum().float() / real_BT.sum().clamp(min=1)
-    return Selection(kept_BN, index_BG, is_kept_BG, fraction)
+    return Selection(kept_BN, index_BG, is_kept_BG, fraction, is_everyone)
 
 
 def indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:

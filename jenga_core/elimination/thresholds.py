@@ -57,7 +57,10 @@ class Thresholds:
     def of_layer(self, layer: int) -> float:
         """Raises ConfigError naming the layers there are."""
         if layer not in self.by_layer:
-            raise ConfigError(f"no threshold for layer {layer}; there are some for layers {sorted(self.by_layer)}")
+            raise ConfigError(
+                f"no threshold for layer {layer}; there are some for layers {sorted(self.by_layer)}: calibrate again "
+                "under this config"
+            )
         return self.by_layer[layer]
 
 

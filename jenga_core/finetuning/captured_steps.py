@@ -27,6 +27,7 @@ from torch import Tensor
 
 from jenga_core.config import JengaConfig
 from jenga_core.patching.apply import JengaHandle
+from jenga_core.patching.exact_pass import random_state
 
 Batch = dict[str, Any]
 """input_ids, labels, perhaps attention_mask (B x T, int64 each) and num_items_in_batch (a number or a 0-d tensor)."""
@@ -36,7 +37,7 @@ Step = Callable[[Batch], Tensor]
 
 Replay = Callable[[], None]
 
-_Kind = tuple[tuple[Any, ...], JengaConfig]
+_Kind = tuple[tuple[Any, ...], JengaConfig, int, tuple[int, ...]]
 """Equal for steps that are the same work."""
 
 _KNOWN = frozenset({"input_ids", "labels", "attention_mask", "num_items_in_batch"})
@@ -100,14 +101,15 @@ class CapturedSteps:
         if self.handle is None or self._fails or not can_be_captured(self.handle, batch):
             return None
         values = tuple((name, _shape_of(value)) for name, value in sorted(batch.items()) if name != "attention_mask")
-        return values, self.handle.config
+        trained = tuple(id(each) for each in self.handle.parts.causal_lm.parameters() if each.requires_grad)
+        return values, self.handle.config, id(self.handle.predictors), trained
 
     def _as_it_is(self, batch: Batch) -> Tensor:
         assert self.handle is not None
-        before = _random_offset(batch["input_ids"].device)
+        before = random_state(batch["input_ids"].device)
         with self.handle.full_windows():
             loss = self.step(batch)
-        self._fails = self._fails or _random_offset(batch["input_ids"].device) != before  # it drops something out
+        self._fails = self._fails or random_state(batch["input_ids"].device) != before  # it drops something out
         return loss
 
     def _capture(self, batch: Batch) -> _Captured | None:
@@ -156,13 +158,17 @@ class _Captured:
 
 def can_be_captured(handle: JengaHandle, batch: Mapping[str, Any]) -> bool:
     """Whether a step on this batch is the same work as on any other of its shape. Waits for the GPU."""
+    if batch.get("input_ids") is None:
+        return False
     config, parts, tokens = handle.config, handle.parts, batch["input_ids"].shape[-1]
+    places = {value.device for value in batch.values() if isinstance(value, Tensor)}
     selection = config.selection
     chooses_on_device = not handle.enabled or (
         selection.by == "keep_fraction" and selection.mlp_keep_fraction == 1 and selection.score != "random"
     )
     return (
         config.cuda_graph
+        and len(places) == 1  # what lies elsewhere would become a constant
         and handle.runs_own_forward
         and chooses_on_device
         and parts.causal_lm.config._attn_implementation == "sdpa"
@@ -174,7 +180,7 @@ def can_be_captured(handle: JengaHandle, batch: Mapping[str, Any]) -> bool:
 
 def is_full(batch: Mapping[str, Any], vocabulary: int) -> bool:
     """Every token is real, and has a label below `vocabulary`, but the first, whose label nobody predicts."""
-    if not _KNOWN.issuperset(batch):
+    if not _KNOWN.issuperset(batch) or batch.get("labels") is None:
         return False
     labels = batch["labels"][:, 1:]
     fine = ((labels >= 0) & (labels < vocabulary)).all()
@@ -185,7 +191,3 @@ def is_full(batch: Mapping[str, Any], vocabulary: int) -> bool:
 
 def _shape_of(value: Any) -> Any:
     return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
-
-
-def _random_offset(device: torch.device) -> int:
-    return torch.cuda.default_generators[device.index or 0].get_offset() if device.type == "cuda" else 0

@@ -56,10 +56,13 @@ def encode_file(
     """Encode a JSONL file; sequences lie in Arrow files under `cache_folder`, which is emptied first.
 
     Raises:
-        DataError: a row is malformed, the tokenizer has no chat template but a row is a chat, or nothing is left.
+        DataError: a row is malformed, the tokenizer has no end-of-text token, or no chat template but a row is a chat,
+            or nothing is left.
     """
     from datasets import Dataset, Features, List, Value
 
+    if tokenizer.eos_token_id is None:
+        raise DataError("the model's tokenizer has no end-of-text token, which every text ends with; set its eos_token")
     shutil.rmtree(cache_folder, ignore_errors=True)
     features = Features(
         {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "row": Value("int64"), "cut": Value("bool")}
@@ -78,7 +81,8 @@ def encode_file(
                     raise DataError(f"Row {number + 1}: {error.message}") from error
         if not counts["sequences"]:
             raise DataError(
-                f"no row of {counts['rows']} leaves a sequence with a label in {context_length_tokens} tokens"
+                f"no row of {counts['rows']} leaves a sequence with a label in {context_length_tokens} tokens; raise "
+                "context_length_tokens, or give longer rows"
             )
 
     dataset = _from_generator(Dataset, sequences, features, cache_folder)
@@ -143,7 +147,10 @@ def _chat(row: ChatRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], 
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:index], open_turn=True) if index else ""
+        if index:
+            before = _render(tokenizer, messages[:index], open_turn=True)
+        else:  # templates refuse to render nothing; what they write before the first message is none of its words
+            before = whole[: max(whole.find(message["content"]), 0)]
         after = _render(tokenizer, messages[: index + 1], open_turn=False)
         if not (whole.startswith(before) and whole.startswith(after)):
             raise DataError("the model's chat template rewrites earlier messages; use 'prompt'/'completion' rows")

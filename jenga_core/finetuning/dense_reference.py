@@ -47,6 +47,7 @@ def measure_dense(
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
+            reset_peak(device)  # of the steps that are run
     longer = min(tokens // 4, LONGEST_ON_CPU_TOKENS)
     shorter = longer // 2
     at_shorter = _dense_step(model, handle, _first(batch, shorter))

@@ -28,6 +28,9 @@ from jenga_core.prediction.training import LayerReport, Sample, train_layer
 TOKENS_PER_CHANNEL = 16
 """The layer's own queries and keys are fitted on so many tokens for every channel of the residual stream."""
 
+_PROBES = 64
+"""Sequences whose lengths tell how many hold so many tokens."""
+
 HELD_OUT_EVERY = 8
 """Of so many sequences one is held out."""
 
@@ -76,8 +79,9 @@ def train_predictors(
 
 def _spread(sequences: Sequence[dict[str, Any]], tokens: int) -> list[int]:
     """Indices of about as many sequences as hold `tokens`, at least two, evenly spread."""
-    longest = max(len(sequences[0]["input_ids"]), len(sequences[1]["input_ids"]))
-    count = min(max(math.ceil(tokens / longest), 2), len(sequences))
+    probes = min(len(sequences), _PROBES)
+    mean = sum(len(sequences[index * len(sequences) // probes]["input_ids"]) for index in range(probes)) / probes
+    count = min(max(math.ceil(tokens / mean), 2), len(sequences))
     return [index * len(sequences) // count for index in range(count)]
 
 
@@ -97,7 +101,8 @@ def samples_at(
     for batch in batches:
         inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
         x_BTE, arguments = _entering(parts.decoder, parts.layers[layer], inputs)
-        asked = attention_call(parts.layers[layer], parts.architecture, x_BTE, arguments)
+        with _in_eval_mode(parts.decoder):  # nothing is dropped out of a score
+            asked = attention_call(parts.layers[layer], parts.architecture, x_BTE, arguments)
         blocks = split_into_blocks(
             *x_BTE.shape[:2], block_tokens=block_tokens, attention_mask_BT=inputs["attention_mask"], device=device
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,18 +48,21 @@ def calibrate(handle: JengaHandle, batches: Sequence[Mapping[str, Tensor]], conf
 def mean_block_scores(
     handle: JengaHandle, batches: Sequence[Mapping[str, Tensor]], selection: SelectionConfig
 ) -> dict[int, float]:
-    """The mean score over all blocks, of each layer that selects, in the dense model."""
-    keep_all = selection.model_copy(
-        update={"by": "keep_fraction", "keep_fraction": 1.0, "below_entry": "involved", "unselected": "eliminated"}
-    )
+    """The mean score over all blocks, of each layer that selects, in the dense model; asked by those that will ask."""
+    keep_all = selection.model_copy(update={"by": "threshold", "below_entry": "involved", "unselected": "eliminated"})
     totals: dict[int, float] = {}
     counts: dict[int, int] = {}
-    for batch in batches:
-        _, involvement = handle.run(batch, keep_all)
-        exists_BN = involvement.blocks.document_of_block_BN >= 0
-        for layer, scores_BN in involvement.scores.items():
-            totals[layer] = totals.get(layer, 0.0) + float(scores_BN[exists_BN].double().sum())
-            counts[layer] = counts.get(layer, 0) + int(exists_BN.sum())
+    before = handle.thresholds
+    handle.thresholds = Thresholds(dict.fromkeys(handle.selecting_layers, -math.inf), {}, 0.0, 0.0)
+    try:
+        for batch in batches:
+            _, involvement = handle.run(batch, keep_all)
+            exists_BN = involvement.blocks.document_of_block_BN >= 0
+            for layer, scores_BN in involvement.scores.items():
+                totals[layer] = totals.get(layer, 0.0) + float(scores_BN[exists_BN].double().sum())
+                counts[layer] = counts.get(layer, 0) + int(exists_BN.sum())
+    finally:
+        handle.thresholds = before
     return {layer: totals[layer] / counts[layer] for layer in totals}
 
 

@@ -53,7 +53,8 @@ class Casts:
         self._made: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
 
     def begin_step(self) -> None:
-        """Forget them: the adapters may have been trained since. They must not be trained until the next call."""
+        """Forget them: the adapters may have been trained since. What autograd does not see, a write into `.data`,
+        must wait for the next call."""
         self._made = {}
 
     def of(self, matrices: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor | None:
@@ -61,7 +62,7 @@ class Casts:
         given = [matrix for matrix in matrices if matrix is not None]
         if not given:
             return None
-        key = (dtype, *map(id, given))
+        key = (dtype, *((id(matrix), matrix._version) for matrix in given))
         if key not in self._made:
             cast = torch.cat([matrix.to(dtype) for matrix in given]) if len(given) > 1 else given[0].to(dtype)
             self._made[key] = given, cast  # kept together, so that the ids stay their own

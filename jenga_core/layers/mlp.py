@@ -22,18 +22,20 @@ from jenga_core.layers.rows import put_rows, take_rows
 
 
 @contextmanager
-def mlp_of_chosen_rows(mlp: nn.Module, down: nn.Module, choose: Callable[[Tensor], Selection]) -> Iterator[None]:
+def mlp_of_chosen_rows(
+    mlp: nn.Module, down: nn.Module, choose: Callable[[Callable[[], Tensor]], Selection]
+) -> Iterator[None]:
     """While the block runs, this MLP computes the rows that `choose` keeps, and gives 0 for the others.
 
     Args:
         down: its last linear layer, whose input is the intermediate activation.
-        choose: from the rows' mean activation, B x G, to a selection among the rows.
+        choose: from the rows' mean activation, B x G, which is computed if it is asked for, to a selection among them.
     """
     own = mlp.__dict__.get("forward")
     forward = mlp.forward
 
     def sparse(x_BGE: Tensor) -> Tensor:
-        selection = choose(mean_activation(forward, down, x_BGE))
+        selection = choose(lambda: mean_activation(forward, down, x_BGE))
         y_BKE = forward(take_rows(x_BGE, selection.token_index_BG))
         return put_rows(y_BKE.new_zeros(x_BGE.shape), y_BKE, selection)
 

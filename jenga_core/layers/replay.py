@@ -3,8 +3,8 @@
 The exact pass over all tokens has computed each layer's output for the involved rows too. `replay` puts those rows into
 the graph as if the layer had just made them. Backward runs the layer once more with gradient, from its saved input and
 its saved attention output: queries, norms, gate and up are recomputed, attention is not, nor is anything that only the
-known output depends on. What is kept is 4 of the row's vectors (input, attention output, key, value) where the layer's
-own graph keeps about a dozen.
+known output depends on. What is kept is the rows' input and attention output, and the keys and values that they
+attended to, where the layer's own graph keeps about a dozen of the row's vectors.
 
 The same node serves layers that compute all their rows but should save little (`recompute='full'`).
 
@@ -47,21 +47,22 @@ def replay(
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, layer: Layer, attended: Attended, *parameters: nn.Parameter) -> Tensor:
-        ctx.layer, ctx.sight, ctx.parameters = layer, attended.sight, parameters
+        ctx.layer, ctx.sight = layer, attended.sight
         ctx.autocast = _autocast_of(x.device.type)
-        ctx.save_for_backward(x, attended.o_BHTD, attended.lse_BHT, attended.k_BKTD, attended.v_BKTD)
+        known = attended.o_BHTD, attended.lse_BHT, attended.k_BKTD, attended.v_BKTD
+        ctx.save_for_backward(x, *known, *parameters)  # autograd then refuses parameters that were trained meanwhile
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, o, lse, k, v = ctx.saved_tensors
+        x, o, lse, k, v, *parameters = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[0])
-        wanted = [tensor for tensor in (x, *ctx.parameters) if tensor.requires_grad]
+        wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
         with torch.enable_grad(), ctx.autocast(), output_unused():
             y = ctx.layer(x, Attended(o, lse, k, v, ctx.sight))
         found = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True))
         dx = next(found) if x.requires_grad else None
-        dw = [next(found) if parameter.requires_grad else None for parameter in ctx.parameters]
+        dw = [next(found) if parameter.requires_grad else None for parameter in parameters]
         return (dx, None, None, None, *dw)
 
 

@@ -54,15 +54,14 @@ class Sight:
     def over_all_keys(self, selection: Selection) -> Sight:
         """Of the involved rows, over the keys of all tokens."""
         index_BG = selection.token_index_BG
-        is_everyone = index_BG.shape[1] == self.first_BG.shape[1] and bool(selection.is_kept_BG.all())
         last_BG = torch.where(selection.is_kept_BG, index_BG, -1)
-        return Sight(self.first_BG.gather(1, index_BG), last_BG, is_causal=self.is_causal and is_everyone)
+        return Sight(self.first_BG.gather(1, index_BG), last_BG, is_causal=self.is_causal and selection.is_everyone)
 
     def among_themselves(self, selection: Selection) -> Sight:
         """Of the involved rows, over their own keys, counted in rows."""
         index_BG = selection.token_index_BG
         row_BG = torch.arange(index_BG.shape[1], device=index_BG.device).expand_as(index_BG)
-        # Surplus entries repeat earlier tokens; past the last token they keep the search's order ascending.
+        # Surplus entries name other tokens; past the last token they keep the search's order ascending.
         ascending_BG = torch.where(selection.is_kept_BG, index_BG, self.first_BG.shape[1]).contiguous()
         first_BG = torch.searchsorted(ascending_BG, self.first_BG.gather(1, index_BG).contiguous())
         return Sight(first_BG, torch.where(selection.is_kept_BG, row_BG, -1), is_causal=self.is_causal)

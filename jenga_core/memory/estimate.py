@@ -47,6 +47,9 @@ adapters' input; q, attention out; k, v; the MLP's activation."""
 HEAD_NORMS = ("qwen3", "gemma3_text")
 """Model types that norm each head of q and k; a row with gradient leaves both as they were before, too."""
 
+ATTENTION_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"})
+"""An adapter anywhere else is in the MLP, which is not lean then."""
+
 WAITING = {"E": 1, "Q": 1, "K": 2, "F": 0}
 """What each token leaves in a layer of the exact pass until the set is chosen: x; attention out; k, v."""
 
@@ -258,24 +261,36 @@ def smallest_change(shape: ModelShape, config: JengaConfig, batch_size: int, cap
     def fits(changed: JengaConfig, batch: int) -> bool:
         return estimate(shape, changed, batch).device_bytes <= capacity_bytes
 
-    order = ("none", "mlp", "full")
-    for recompute in order[order.index(config.recompute) + 1 :]:
+    for recompute in _more_recomputed(shape, config):
         if fits(config.model_copy(update={"recompute": recompute}), batch_size):
             return f"recompute={recompute!r}"
     if batch_size > 1 and fits(config, 1):
         return f"batch_size 1 and gradient_accumulation_steps {config.gradient_accumulation_steps * batch_size}"
-    leanest = config.model_copy(update={"recompute": "full"})
-    for start, words in ((config, ""), (leanest, "recompute='full' and ")):
+    most = [config.recompute, *_more_recomputed(shape, config)][-1]
+    leanest = config.model_copy(update={"recompute": most})
+    computed_again = [] if most == config.recompute else [f"recompute={most!r}"]
+    for start, changes in ((config, []), (leanest, computed_again)):
         for fraction in (0.3, 0.25, 0.2, 0.15, 0.1):
             sparse = _with_keep_fraction(start, fraction)
             if sparse is not None and fits(sparse, batch_size):
-                return (
-                    f"{words}{'' if config.enabled else 'preset=' + repr('jenga') + ' with '}keep_fraction {fraction:g}"
-                )
+                method = "" if config.enabled else "preset='jenga' with "
+                return " and ".join([*changes, f"{method}keep_fraction {fraction:g}"])
     longest = longest_context(shape, leanest, 1, capacity_bytes)
     if longest < config.selection.block_tokens * 2:
         return None
-    return f"recompute='full', batch_size 1 and context_length_tokens {longest}"
+    return ", ".join([*computed_again, f"batch_size 1 and context_length_tokens {longest}"])
+
+
+def _more_recomputed(shape: ModelShape, config: JengaConfig) -> list[str]:
+    """The values of `recompute` that keep less than the config's and that this model and config take."""
+    order = ("none", "mlp", "full")
+    more = list(order[order.index(config.recompute) + 1 :])
+    adapts_mlp = set(config.lora.target_modules or ()) - ATTENTION_LINEARS
+    if "mlp" in more and (not config.fused or shape.model_type in PLAIN_MLP or adapts_mlp):
+        more.remove("mlp")
+    if "full" in more and config.lora.dropout > 0:
+        more.remove("full")
+    return more
 
 
 def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
@@ -319,12 +334,12 @@ def _by_kind(
         return element * sum(count * shape.widths[letter] for letter, count in table.items())
 
     left = _row_of(shape, config)
-    leaves = size(left) + lse
+    leaves = leaves_alone = size(left) + lse
     if config.enabled:
-        leaves -= int((1 - selection.mlp_keep_fraction) * element * left["F"] * shape.intermediate)
+        leaves_alone -= int((1 - selection.mlp_keep_fraction) * element * left["F"] * shape.intermediate)
     dense, exact, alone = _layers(shape, config)  # for all tokens with gradient; without; for the rows alone
     keys_and_values = tokens * size({"K": 2})
-    activations = dense * tokens * leaves + alone * kept * leaves
+    activations = dense * tokens * leaves + alone * kept * leaves_alone
     activations += exact * (kept * (size(REPLAYED) + lse) + keys_and_values)
 
     is_chunked = config.fused and shape.model_type not in PLAIN_MLP

@@ -1,8 +1,9 @@
 """apply_jenga: a transformers model in, the same model with contextual token sparsity in its training forward.
 
 After it, `model(input_ids=..., labels=...)` in train mode returns Jenga's loss, with or without PEFT, an attention
-mask, or a batch of more than one; logits are not made. In eval mode, without labels, or when switched off, the model
-computes bit for bit what it did before. Instances are patched, never classes, and `handle.undo()` leaves no trace.
+mask, or a batch of more than one; logits are not made. In eval mode, without labels, or with `enabled=False` and
+`fused=False`, the model computes bit for bit what it did before. Instances are patched, never classes, and
+`handle.undo()` leaves no trace.
 
 The loss is the mean over the labels of tokens that reached the loss. Under gradient accumulation (transformers passes
 `num_items_in_batch`), micro-batches are weighted by all their labels, so that keeping everything equals dense training.
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -174,11 +176,11 @@ class JengaHandle:
         Every token is real, of the sequence's one document, and has a label that the head knows; whoever calls has
         looked, and passes neither mask nor positions. Needs a model that attends by sdpa and without sliding windows.
         """
-        self._is_full = True
+        before, self._is_full = self._is_full, True
         try:
             yield
         finally:
-            self._is_full = False
+            self._is_full = before
 
     def undo(self) -> None:
         """Give the model its own forwards back. Harmless when repeated."""
@@ -234,7 +236,12 @@ class JengaHandle:
                 f"attention_mask must be 2-D (batch x tokens), got {mask.dim()}-D", param="attention_mask"
             )
         if given.get("past_key_values") is not None or given.get("use_cache"):
-            raise ConfigError("training with Jenga takes no key-value cache; pass use_cache=False")
+            name = "use_cache" if given.get("past_key_values") is None else "past_key_values"
+            raise ConfigError(
+                f"training with Jenga takes no key-value cache, but {name} is given; pass use_cache=False and no "
+                "past_key_values",
+                param=name,
+            )
         if selection is not None and selection.by == "threshold" and self.thresholds is None:
             raise ConfigError(
                 "selection.by is 'threshold', but no thresholds are set; compute them with "
@@ -261,7 +268,7 @@ class JengaHandle:
         route = Dense(involvement) if selection is None else route_of(involvement)
         with without_masks(self.parts.decoder) if self._is_full else nullcontext():
             output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route)
-        return output.last_hidden_state, involvement
+        return involvement.loss_rows(output.last_hidden_state), involvement
 
     def _training_forward(self, given: dict[str, Any]) -> CausalLMOutputWithPast:
         selection = self.config.selection if self._enabled else None
@@ -271,6 +278,12 @@ class JengaHandle:
                 "the model's gradient checkpointing is on, but these layers are computed again already; turn it off "
                 "(jenga.recompute does what it does), or use below_entry='involved', unselected='eliminated' and "
                 "recompute='none'",
+                param="jenga.recompute",
+            )
+        if self.config.recompute == "mlp" and torch.is_autocast_enabled(given["labels"].device.type):
+            raise ConfigError(
+                "recompute='mlp' is done by the fused MLP, which leaves autocast to the model's own, and that keeps "
+                "everything; load the model in bfloat16 and train it without autocast, or use recompute='full'",
                 param="jenga.recompute",
             )
         hidden, involvement = self.run(given, selection)
@@ -320,5 +333,10 @@ def _check(parts: Parts, config: JengaConfig) -> None:
             f"so give 0 to {num_layers - 1}",
             param="jenga.selection.entry_layer",
         )
-    if selection.has_exact_pass and parts.causal_lm.config._attn_implementation == "flash_attention_2":
-        raise ConfigError("forward-only tokens need attn_implementation 'sdpa' or 'eager'", param="jenga.selection")
+    implementation = parts.causal_lm.config._attn_implementation
+    if config.enabled and selection.has_exact_pass and implementation == "flash_attention_2":
+        raise ConfigError(
+            "forward-only tokens need attn_implementation 'sdpa' or 'eager', and the model was loaded with "
+            f"{implementation!r}; load it with one of these, or use below_entry='involved' and unselected='eliminated'",
+            param="jenga.selection",
+        )

@@ -38,7 +38,8 @@ class Architecture:
     """The `rope.type`s that stretch its context; none where positions are learned, or where transformers refuses."""
 
     separates_documents: bool = True
-    """Its attention mask keeps documents apart that `position_ids` say are packed into one sequence."""
+    """Without an attention mask given, it keeps documents apart that `position_ids` say are packed into one
+    sequence."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {

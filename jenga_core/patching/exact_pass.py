@@ -66,10 +66,10 @@ def run_exactly(
 
     layer = involvement.parts.layers[index]
     elimination = nullcontext() if among is None else involvement.mlp_elimination(index, among)
-    before = _random_state(x_BxE.device)
+    before = random_state(x_BxE.device)
     with torch.no_grad(), elimination, attention_by(layer, involvement.parts.architecture, attend_and_remember):
         y_BxE = involvement.layer_forwards[index](x_BxE, **without_mask(arguments))
-    drew = _random_state(x_BxE.device) != before
+    drew = random_state(x_BxE.device) != before
     return y_BxE, ExactLayer(x_BxE, attended[0], drew)
 
 
@@ -117,7 +117,7 @@ def replayed(
     return replay(again, x_BGE, y_BGE, attended, trained)
 
 
-def _random_state(device: torch.device) -> object:
+def random_state(device: torch.device) -> object:
     """Something that is another after a random number was drawn on the device. A step that is being recorded draws
     none (finetuning/captured_steps.py)."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

@@ -24,7 +24,7 @@ from jenga_core.elimination.targets import target_blocks
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.layers.mlp import mlp_of_chosen_rows
-from jenga_core.layers.rows import put_rows, take_rows
+from jenga_core.layers.rows import take_rows
 from jenga_core.layers.sight import Sight
 from jenga_core.loss.segmented_cross_entropy import IGNORE, count_labels
 from jenga_core.patching.attention_calls import attention_call
@@ -72,6 +72,12 @@ class Involvement:
             device=targets_BT.device,
         )
         is_packed = position_ids is not None and bool((self.blocks.document_of_block_BN > 0).any())
+        if is_packed and attention_mask is not None:
+            raise ConfigError(
+                "position_ids start anew within a sequence and attention_mask is given, with which transformers lets "
+                "packed documents attend to each other; leave attention_mask out",
+                param="attention_mask",
+            )
         if is_packed and not parts.architecture.separates_documents:
             raise ConfigError(
                 f"position_ids start anew within a sequence, but {type(parts.causal_lm).__name__} would let the packed "
@@ -162,11 +168,11 @@ class Involvement:
         assert architecture.mlp is not None, "JengaHandle checks this"
         mlp = getattr(self.parts.layers[layer], architecture.mlp)
 
-        def choose(activation_BG: Tensor) -> Selection:
+        def choose(activation: Callable[[], Tensor]) -> Selection:
             if layer not in self.mlp_selections:
                 rows = self.blocks.among(selection.token_index_BG, selection.is_kept_BG)
                 self.mlp_selections[layer] = select(
-                    rows.mean(activation_BG),
+                    rows.mean(activation()),
                     rows,
                     take_rows(self.targets_BT, selection.token_index_BG) != IGNORE,
                     keep_fraction=self.config.mlp_keep_fraction,
@@ -176,15 +182,21 @@ class Involvement:
         return mlp_of_chosen_rows(mlp, getattr(mlp, architecture.mlp_down), choose)
 
     def loss_targets(self) -> Tensor:
-        """What each row that comes out of the last layer should predict, -100 where no loss is taken: B x T or B x
-        G."""
+        """What each of the `loss_rows` should predict, -100 where no loss is taken: B x T, or B x G."""
         if self.config.loss_on == "all":
             return self.targets_BT
-        selection = self.selections[max(self.selections)]
-        kept_BG = take_rows(self.targets_BT, selection.token_index_BG)
-        if self.config.scope == "carried":
-            return kept_BG.masked_fill(~selection.is_kept_BG, IGNORE)
-        return put_rows(torch.full_like(self.targets_BT, IGNORE), kept_BG, selection)
+        selection = self._last_selection
+        return take_rows(self.targets_BT, selection.token_index_BG).masked_fill(~selection.is_kept_BG, IGNORE)
+
+    def loss_rows(self, x_BxE: Tensor) -> Tensor:
+        """Of what comes out of the last layer, the rows that loss may be taken on."""
+        if self.config.loss_on == "all" or self.config.scope == "carried":
+            return x_BxE
+        return take_rows(x_BxE, self._last_selection.token_index_BG)
+
+    @property
+    def _last_selection(self) -> Selection:
+        return self.selections[max(self.selections)]
 
     def _threshold_of(self, layer: int) -> float:
         assert self.thresholds is not None, "JengaHandle checks this"

@@ -94,7 +94,7 @@ class Carried:
         if index == self.exact_from:
             self._start_BTE = x_BxE
         if index == involvement.entry_layer:
-            self._entry_BTE = x_BxE
+            self._entry_BTE = x_BxE if involvement.config.loss_on == "all" else None
             involvement.selection_at(index, x_BxE, arguments)
         if index < self.exact_from:
             return _with_gradient(involvement, index, x_BxE, arguments)
@@ -105,7 +105,6 @@ class Carried:
         if index == self.exact_to:
             x_BxE = self._rows_that_left(x_BxE)
         rows_BGE = _with_gradient(involvement, index, x_BxE, self._of_rows(arguments), self._selection)
-        assert self._entry_BTE is not None
         return self._out(self._entry_BTE, rows_BGE) if is_last else rows_BGE
 
     @property
@@ -117,9 +116,12 @@ class Carried:
             self._row_arguments = _RowArguments(self._selection)
         return self._row_arguments(arguments)
 
-    def _out(self, others_BTE: Tensor, rows_BGE: Tensor) -> Tensor:
+    def _out(self, others_BTE: Tensor | None, rows_BGE: Tensor) -> Tensor:
         """What leaves the last layer: the rows that carry loss."""
-        return put_rows(others_BTE, rows_BGE, self._selection) if self.involvement.config.loss_on == "all" else rows_BGE
+        if self.involvement.config.loss_on == "involved":
+            return rows_BGE
+        assert others_BTE is not None
+        return put_rows(others_BTE, rows_BGE, self._selection)
 
     def _rows_that_left(self, end_BTE: Tensor) -> Tensor:
         """The involved rows that left the exact layers, with gradient; each layer's other rows are let go at once."""
@@ -151,7 +153,10 @@ class PerLayer:
         selection = involvement.selection_at(index, x_BTE, arguments)
         row_arguments = _RowArguments(selection)(arguments)
         if involvement.config.unselected == "eliminated":
-            rows = ResidualRows(x_BTE, selection, in_place=not involvement.parts.decoder.gradient_checkpointing)
+            is_ours = (
+                index > 0 and not involvement.parts.decoder.gradient_checkpointing
+            )  # layer 0's may be the caller's
+            rows = ResidualRows(x_BTE, selection, in_place=is_ours)
             return rows.put_back(_with_gradient(involvement, index, rows.take(), row_arguments, selection))
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)
         exact_BTE, left = run_exactly(involvement, index, x_BTE, arguments)

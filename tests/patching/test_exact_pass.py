@@ -79,7 +79,7 @@ def test_the_second_run_without_dropout_is_the_replay() -> None:
         return loss.detach(), gradients
 
     replayed = step()
-    with mock.patch("jenga_core.patching.exact_pass._random_state", side_effect=range(1000)):
+    with mock.patch("jenga_core.patching.exact_pass.random_state", side_effect=range(1000)):
         run_again = step()
     torch.testing.assert_close(run_again[0], replayed[0], rtol=1e-12, atol=1e-12)
     assert len(run_again[1]) == len(replayed[1]) > 0
