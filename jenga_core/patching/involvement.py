@@ -72,17 +72,17 @@ class Involvement:
             device=targets_BT.device,
         )
         is_packed = position_ids is not None and bool((self.blocks.document_of_block_BN > 0).any())
-        if is_packed and attention_mask is not None:
-            raise ConfigError(
-                "position_ids start anew within a sequence and attention_mask is given, with which transformers lets "
-                "packed documents attend to each other; leave attention_mask out",
-                param="attention_mask",
-            )
         if is_packed and not parts.architecture.separates_documents:
             raise ConfigError(
                 f"position_ids start anew within a sequence, but {type(parts.causal_lm).__name__} would let the packed "
                 "documents attend to each other; give each a sequence of its own",
                 param="position_ids",
+            )
+        if is_packed and attention_mask is not None:
+            raise ConfigError(
+                "position_ids start anew within a sequence and attention_mask is given, with which transformers lets "
+                "packed documents attend to each other; leave attention_mask out",
+                param="attention_mask",
             )
         has_label_BT = targets_BT != IGNORE
         self.has_many_labels = is_full or (

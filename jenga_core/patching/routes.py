@@ -153,9 +153,8 @@ class PerLayer:
         selection = involvement.selection_at(index, x_BTE, arguments)
         row_arguments = _RowArguments(selection)(arguments)
         if involvement.config.unselected == "eliminated":
-            is_ours = (
-                index > 0 and not involvement.parts.decoder.gradient_checkpointing
-            )  # layer 0's may be the caller's
+            # What enters layer 0 may be the caller's own, and checkpointing reads it again.
+            is_ours = index > 0 and not involvement.parts.decoder.gradient_checkpointing
             rows = ResidualRows(x_BTE, selection, in_place=is_ours)
             return rows.put_back(_with_gradient(involvement, index, rows.take(), row_arguments, selection))
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)

@@ -86,14 +86,26 @@ def test_four_vectors_per_row_are_kept() -> None:
     x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=True)
     attended = attend(layer.call(x.detach()), causal())
     kept: dict[int, int] = {}
+    weights = {parameter.data_ptr() for parameter in layer.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.data_ptr()] = tensor.numel()
+        if tensor.data_ptr() not in weights:
+            kept[tensor.data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         replay(layer, x, torch.zeros_like(x), attended, list(layer.parameters()))
     assert sum(kept.values()) == B * T * (2 * H * D + 2 * K * D + H)
+
+
+def test_weights_that_were_trained_meanwhile_are_refused() -> None:
+    layer = TinyLayer()
+    x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=True)
+    y = replay(layer, x, torch.zeros_like(x), attend(layer.call(x.detach()), causal()), list(layer.parameters()))
+    with torch.no_grad():
+        layer.out.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_autocast_is_entered_again_in_backward() -> None:
