@@ -1,10 +1,12 @@
 """Tokens to blocks: documents, padding, short last blocks."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jenga_core.elimination.blocks import split_into_blocks
+from jenga_core.errors import ConfigError
 
 
 def test_the_docstring_s_example() -> None:
@@ -51,3 +53,25 @@ def test_documents_that_end_with_a_block_are_not_one_document() -> None:
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
     assert split_into_blocks(1, 8, block_tokens=4).is_plain
     assert not split_into_blocks(1, 8, block_tokens=4, position_ids=positions).is_plain
+
+
+def test_a_document_starts_wherever_a_position_does_not_follow_the_one_before() -> None:
+    """transformers tells packed documents apart by this, whatever position the next one starts at."""
+    positions = torch.tensor([[3, 4, 5, 9, 10, 0, 1]])
+    blocks = split_into_blocks(1, 7, block_tokens=4, position_ids=positions)
+    assert blocks.block_of_token_BT.tolist() == [[0, 0, 0, 1, 1, 2, 2]]
+    assert blocks.document_of_block_BN.tolist() == [[0, 1, 2]]
+
+
+def test_a_mask_with_a_gap_is_refused() -> None:
+    with pytest.raises(ConfigError, match="zeros between real tokens"):
+        split_into_blocks(2, 6, block_tokens=2, attention_mask_BT=torch.tensor([[1] * 6, [0, 1, 0, 1, 1, 0]]))
+
+
+@given(batch=st.integers(1, 3), tokens=st.integers(1, 70), b=st.integers(1, 16))
+def test_without_mask_and_positions_blocks_are_those_of_a_mask_of_ones(batch: int, tokens: int, b: int) -> None:
+    known = split_into_blocks(batch, tokens, block_tokens=b)
+    found = split_into_blocks(batch, tokens, block_tokens=b, attention_mask_BT=torch.ones(batch, tokens))
+    for name, value in vars(known).items():
+        other = getattr(found, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name

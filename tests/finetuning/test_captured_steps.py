@@ -180,3 +180,28 @@ def test_full_windows_change_nothing(model_type: str, fields: dict[str, Any]) ->
         loss.backward()
         found.append((loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+
+def test_what_a_graph_bakes_in_tells_kinds_apart() -> None:
+    bench = Bench()
+    for seed in range(3):
+        bench.steps(batch(seed))
+    bench.model.model.layers[2].self_attn.q_proj.weight.requires_grad_(True)
+    bench.steps(batch(3))
+    assert (bench.captures, bench.steps.replayed) == (1, 1)
+
+
+def test_a_step_without_labels_or_with_tensors_elsewhere_is_not_captured() -> None:
+    handle = Bench().handle
+    without = {name: value for name, value in batch().items() if name != "labels"}
+    assert not can_be_captured(handle, without)
+    assert not can_be_captured(handle, batch(num_items_in_batch=torch.tensor(1, device="meta")))
+
+
+def test_full_windows_within_full_windows() -> None:
+    bench = Bench()
+    with bench.handle.full_windows():
+        with bench.handle.full_windows():
+            pass
+        assert bench.handle._is_full
+    assert not bench.handle._is_full

@@ -108,3 +108,21 @@ def test_padding_is_masked_by_length_and_the_end_token_stays_a_label() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, END], [7, END, END]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[5, 6, END], [7, -100, -100]]
+
+
+def test_a_chat_that_begins_with_the_assistant_learns_no_preamble() -> None:
+    """Many templates write a system prompt of their own first."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "[system]Be nice<end>" + str(tokenizer.chat_template)
+    messages = ({"role": "assistant", "content": "Hi there"}, {"role": "user", "content": "Hi"})
+    (sequence,) = encode(ChatRow(messages), tokenizer, 200)
+    assert decode(sequence["input_ids"]).startswith("[system]Be nice<end>[assistant]Hi there")
+    assert labelled(sequence) == "Hi there<end>"
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    rows = write(tmp_path / "rows.jsonl", {"text": "hello"})
+    with pytest.raises(DataError, match="no end-of-text token"):
+        encode_file(rows, tokenizer, context_length_tokens=16, cache_folder=tmp_path / "cache")

@@ -10,6 +10,7 @@ from jenga_core.config import CalibrationConfig
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.finetuning.thresholds import calibrate, mean_block_scores, next_token_accuracy
+from jenga_core.patching.involvement import Involvement
 from tests.support.tiny import tiny_batch, tiny_model
 
 PAPER = JengaConfig.preset("jenga-paper", selection={"block_tokens": 8, "entry_layer": 1})
@@ -61,3 +62,17 @@ def test_accuracy_with_everything_kept_is_the_dense_models() -> None:
         ours = next_token_accuracy(handle, [batch], PAPER.selection)
     labels = batch["labels"][:, 1:]
     assert ours == pytest.approx(float((predicted == labels)[labels != -100].float().mean()))
+
+
+@pytest.mark.parametrize("column", ["sum", "mean", "relative"])
+def test_initial_means_are_of_the_scores_that_training_computes(column: str) -> None:
+    """Targets ask, and how many there are depends on keep_fraction."""
+    selection = {"by": "threshold", "keep_fraction": 0.2, "block_tokens": 4, "entry_layer": 2, "column": column}
+    model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
+    handle = apply_jenga(model, JengaConfig.parse({"selection": selection}))
+    (mean,) = mean_block_scores(handle, [batch], handle.config.selection).values()
+    assert handle.thresholds is None
+    handle.thresholds = Thresholds({2: 0.0}, {}, 0.0, 0.0)
+    model(**batch)
+    assert isinstance(handle.last, Involvement)
+    assert mean == pytest.approx(float(handle.last.scores[2].mean()), rel=1e-5)

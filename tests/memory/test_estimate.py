@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +265,34 @@ def test_it_is_torch_free() -> None:
 def test_mlp_chunks_are_those_of_the_layer() -> None:
     """The estimate is torch-free and so keeps the number itself."""
     assert counted.CHUNK_ROWS == gated_mlp.CHUNK_ROWS
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"fused": False}, "mlp"),
+        ({"lora": {"target_modules": ["q_proj", "up_proj"]}}, "mlp"),
+        ({"lora": {"dropout": 0.1}}, "full"),
+    ],
+    ids=str,
+)
+def test_no_change_is_advised_that_would_be_refused(fields: dict[str, Any], refused: str) -> None:
+    start = config(context_length_tokens=2**16, **fields)
+    for gib in range(16, 120, 2):
+        assert f"recompute={refused!r}" not in (smallest_change(SHAPE, start, 4, gib * GIB) or "")
+
+
+def test_opt_is_never_told_to_recompute_its_mlp() -> None:
+    opt = replace(SHAPE, model_type="opt")
+    for gib in range(16, 120, 2):
+        assert "'mlp'" not in (smallest_change(opt, config(context_length_tokens=2**16), 1, gib * GIB) or "")
+
+
+def test_fewer_mlp_rows_save_above_the_entry_layer_alone() -> None:
+    given = {"below_entry": "involved", "entry_layer": 31}
+    whole, quarter = (
+        estimate(SHAPE, config(selection={**given, "mlp_keep_fraction": share})).by_kind["activations"]
+        for share in (1.0, 0.25)
+    )
+    rows = math.ceil(0.4 * 128) * 64
+    assert whole - quarter == pytest.approx(0.75 * 2 * 2 * 14336 * rows, rel=1e-6)

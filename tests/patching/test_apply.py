@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError, UnsupportedModelError
+from tests.patching.test_parity import with_adapter
 from tests.support.tiny import tiny_batch, tiny_model
 
 
@@ -175,3 +177,100 @@ def test_report() -> None:
     assert handle.report().spans[0].first_layer == 0
     handle.undo()
     assert str(apply_jenga(model, JengaConfig.preset("lora")).report()) == "jenga: off (dense)"
+
+
+def test_packed_documents_with_a_mask_are_refused() -> None:
+    """transformers looks for packed documents only where no mask is given."""
+    model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
+    apply_jenga(model, JengaConfig.preset("jenga"))
+    positions = torch.cat([torch.arange(40), torch.arange(37)])[None]
+    with pytest.raises(ConfigError, match="leave attention_mask out"):
+        model(**batch, position_ids=positions)
+    del batch["attention_mask"]
+    model(**batch, position_ids=positions).loss.backward()
+
+
+@pytest.mark.parametrize("keep_fraction", [0.4, 1.0])
+@pytest.mark.parametrize("scope", ["carried", "per_layer"])
+def test_the_caller_s_embeddings_stay_as_they_are(scope: str, keep_fraction: float) -> None:
+    model = tiny_model()
+    selection = {"scope": scope, "entry_layer": 0, "block_tokens": 8}
+    apply_jenga(model, JengaConfig.preset("jenga", keep_fraction=keep_fraction, selection=selection))
+    embeddings = torch.randn(1, 77, 32)
+    before = embeddings.clone()
+    model(inputs_embeds=embeddings, labels=tiny_batch(batch=1)["labels"]).loss.backward()
+    assert torch.equal(embeddings, before)
+
+
+def test_dense_training_needs_no_exact_pass_and_takes_any_attention() -> None:
+    model = tiny_model()
+    model.config._attn_implementation_internal = "flash_attention_2"
+    apply_jenga(model, JengaConfig.preset("lora")).undo()
+    with pytest.raises(ConfigError, match="was loaded with 'flash_attention_2'; load it with"):
+        apply_jenga(model, JengaConfig.preset("jenga"))
+
+
+def test_recomputing_the_mlp_under_autocast_is_refused() -> None:
+    model, batch = tiny_model().requires_grad_(False), tiny_batch(batch=1)
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
+    apply_jenga(model, JengaConfig.preset("jenga", recompute="mlp"))
+    model(**batch).loss.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ConfigError, match="leaves autocast to"):
+        model(**batch)
+
+
+def test_an_adapter_that_was_trained_is_seen_by_parts_that_are_called_alone() -> None:
+    model = with_adapter(tiny_model())
+    ids = tiny_batch(batch=1)["input_ids"]
+    handle = apply_jenga(model, JengaConfig.preset("lora"))
+    model(input_ids=ids, labels=ids).loss.backward()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.5)
+        trained = handle.parts.decoder(ids).last_hidden_state
+        evaluated = handle.parts.decoder.eval()(ids).last_hidden_state
+    torch.testing.assert_close(trained, evaluated, rtol=1e-4, atol=1e-4)
+
+
+def test_loss_on_the_involved_is_computed_for_their_rows_alone() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=2, tokens=80, padded=False)
+    for scope in ("carried", "per_layer"):
+        handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"scope": scope, "block_tokens": 8}))
+        hidden, involvement = handle.run(batch, handle.config.selection)
+        assert hidden.shape[:2] == involvement.loss_targets().shape == (2, 32)
+        handle.undo()
+
+
+class _NeverAsks(TorchDispatchMode):
+    """Refuses what would wait for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            raise AssertionError(f"{func} waits for the GPU")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep_fraction", [0.4, 1.0])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"recompute": "full"},
+        {"recompute": "mlp"},
+        {"selection": {"below_entry": "involved"}},
+        {"selection": {"unselected": "forward_only"}},
+        {"selection": {"scope": "per_layer"}},
+        {"selection": {"loss_on": "all"}},
+        {"preset": "lora"},
+    ],
+    ids=str,
+)
+def test_full_windows_never_ask_the_gpu(fields: dict[str, Any], keep_fraction: float) -> None:
+    """What a step that is captured as a CUDA graph must not do."""
+    model, batch = with_adapter(tiny_model()), tiny_batch(batch=1, padded=False)
+    del batch["attention_mask"]
+    values = {**fields, "selection": {"block_tokens": 8, **fields.get("selection", {})}}
+    handle = apply_jenga(model, JengaConfig.parse({**values, "keep_fraction": keep_fraction}))
+    with handle.full_windows(), _NeverAsks():
+        model(**batch).loss.backward()
