@@ -117,11 +117,6 @@ class ModelShape:
     parameters: int
 
     @property
-    def weight_bytes(self) -> int:
-        """In bfloat16."""
-        return 2 * self.parameters
-
-    @property
     def widths(self) -> Mapping[str, int]:
         """By the letters of the formula."""
         return {

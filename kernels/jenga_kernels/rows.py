@@ -10,6 +10,10 @@ residual stream. Here a row is read once, normed in registers and written once; 
 place, so what is not selected is neither read nor written. An index of -1 is a surplus row: its output is 0 and it is
 added nowhere. Rows of an index must differ: two programs would add to one row at once.
 
+Layers that hand a module rows of their own take these with `take_rows` first (jenga_core/layers/residual_rows.py): the
+rows are their residual stream, which they keep anyway. Reading through an index inside the norm, and adding back in
+place, are for layers that do not; `benchmarks kernels --only bandwidth` measures both ways.
+
 A program holds a whole row, or several where rows are short (the norm of a head's queries), and each thread reads 16
 bytes at a time.
 
