@@ -13,6 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""That become a label; any other word of a client would be kept for ever."""
+
+
 class Metering:
     """Observes the seconds until an answer begins."""
 
@@ -35,7 +39,8 @@ class Metering:
         async def observing(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                labels = (scope["method"] if route != "none" else "any", route, str(message["status"]))
+                method = scope["method"] if route != "none" and scope["method"] in METHODS else "any"
+                labels = (method, route, str(message["status"]))
                 self._seconds.labels(*labels).observe(time.perf_counter() - began)
             await send(message)
 

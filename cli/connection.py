@@ -43,6 +43,7 @@ class Service:
             base_url=self.url,
             headers={"Authorization": f"Bearer {key_of(settings)}"},
             timeout=httpx.Timeout(30, write=None, read=300),
+            trust_env=not _is_loopback(self.url),  # no proxy leads to this machine
         )
 
     def get(self, path: str, **params: Any) -> Any:
@@ -80,7 +81,8 @@ class Service:
                 f"cannot reach Jenga at {self.url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
             ) from error
         if response.is_error:
-            kind = Unreachable if response.status_code in (429, 502, 503, 504) else ServiceError
+            may_pass = response.status_code in (429, 502, 503, 504)
+            kind = Unreachable if may_pass and response.headers.get("x-should-retry") != "false" else ServiceError
             raise kind(f"{self.url} answered {response.status_code}: {_message(response)}")
         return response.json() if response.content else None
 
@@ -99,7 +101,12 @@ def base_url(settings: Settings) -> str:
     """Where the service is, without `/v1` and without a slash at the end."""
     recorded = address_file(settings)
     fallback = recorded.read_text().strip() if recorded.exists() else DEFAULT_URL
-    return os.environ.get("JENGA_BASE_URL", fallback).rstrip("/").removesuffix("/v1")
+    return (os.environ.get("JENGA_BASE_URL") or fallback).rstrip("/").removesuffix("/v1")
+
+
+def _is_loopback(url: str) -> bool:
+    host = httpx.URL(url).host
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def address_file(settings: Settings) -> Path:

@@ -37,7 +37,7 @@ def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
         names = {team["team_id"]: team["name"] for team in view["teams"]}
         for entry in view["queue"]:
             team = names.get(entry["team_id"]) or "another team"
-            queue.add_row(entry["job_id"] or "-", str(entry["position"]), team, escape(entry["reason"]))
+            queue.add_row(entry["job_id"] or "-", str(entry["position"]), team, escape(entry["reason"] or "-"))
         show(queue)
     print()
     teams = table("team", "running>", "queued>", "device hours, old ones counting less>")

@@ -28,7 +28,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -63,8 +63,8 @@ class TrainingRun(BaseModel):
     """Folder of the run: adapter, metrics, checkpoints."""
 
     seed: int = 42
-    hyperparameters: dict[str, Any] = {}
-    """OpenAI's n_epochs, batch_size, learning_rate_multiplier."""
+    hyperparameters: dict[Literal["n_epochs", "batch_size", "learning_rate_multiplier"], Any] = {}
+    """OpenAI's."""
 
     jenga: dict[str, Any] = {}
     """JengaConfig."""
@@ -176,7 +176,8 @@ def _follow(config: Path, folder: Path, as_json: bool) -> int:
                     os.killpg(process.pid, signal.SIGTERM)
                 asked = True
     if code == 0:
-        say(outcome(snapshot, folder / "output" / "adapter"))
+        if not as_json:
+            print(outcome(snapshot, folder / "output" / "adapter"))
         return 0
     if asked:
         kept = _checkpoints(folder)

@@ -26,6 +26,7 @@ from typing import Annotated
 
 import httpx
 import typer
+from alembic.util import CommandError
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
@@ -99,11 +100,19 @@ def migrate(as_json: Json = False, data_dir: DataDir = None) -> None:
 
 def prepare(settings: Settings) -> None:
     """Data folder, migrated database, first key. Doing it again changes nothing. ConfigError: no usable database."""
-    settings.folder()
+    try:
+        settings.folder()
+    except OSError as error:
+        raise ConfigError(f"the data folder {settings.data_dir} cannot be made: {error}; give another") from error
     try:
         upgrade(settings)
     except OperationalError as error:
         raise ConfigError(f"the database {make_url(settings.database)!r} cannot be used: {error.orig}") from error
+    except CommandError as error:
+        raise ConfigError(
+            f"the database {make_url(settings.database)!r} was made by a newer Jenga ({error}); install that one, or "
+            "give another database"
+        ) from error
     ensure_first_key(settings)
 
 

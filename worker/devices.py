@@ -19,7 +19,7 @@ from typing import Any
 import pynvml
 
 from jenga_core.service.fleet.registration import Process, Report
-from worker.protocol import EVENTS_FD_VARIABLE
+from worker.watchdog import LEASE_FD_VARIABLE
 
 UNSEEN_BYTES = 2 * 2**30
 """Memory in use on a GPU that no job holds and no listed process explains: somebody outside of our view is there."""
@@ -94,9 +94,9 @@ def _gpu(handle: Any, held: Collection[str]) -> Report:
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether it is a trainer, or a process that one started."""
+    """Whether it is a supervisor's trainer, or a process that one started; `jenga train` has none."""
     with suppress(OSError):
-        return f"{EVENTS_FD_VARIABLE}=".encode() in (PROC / str(pid) / "environ").read_bytes()
+        return f"{LEASE_FD_VARIABLE}=".encode() in (PROC / str(pid) / "environ").read_bytes()
     return False
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from jenga_core.service.db.models import DeviceLease, Worker
+from jenga_core.service.db.models import Device, DeviceLease, Worker
 from jenga_core.service.db.session import Database
 from jenga_core.service.fleet import registration
 from jenga_core.service.fleet.registration import Report
@@ -96,8 +96,8 @@ class Host:
 
     def _tell(self, session: Session) -> list[Report]:
         """Look at the devices and write what they look like; sign on when the fleet does not know this worker."""
-        _strike_off_the_dead(session, self.id)
         reports = self._look(list(session.scalars(select(DeviceLease.device_uuid))))
+        _strike_off_the_dead(session, self.id, [report.uuid for report in reports])
         if not registration.beat(session, self.id, reports, draining=self._draining):
             about = {"host": platform.node(), "pid": os.getpid(), "versions": versions()}
             registration.sign_on(session, self.id, **about)  # type: ignore[arg-type]
@@ -105,9 +105,15 @@ class Host:
         return reports
 
 
-def _strike_off_the_dead(session: Session, worker_id: str) -> None:
-    """Sign off workers of this host whose process is gone: their devices are this worker's at once."""
-    others = select(Worker).where(Worker.host == platform.node(), Worker.id != worker_id, Worker.heartbeat_at > 0)
+def _strike_off_the_dead(session: Session, worker_id: str, devices: Collection[str]) -> None:
+    """Sign off workers of this host whose process is gone: their devices are this worker's at once.
+
+    Another machine may have the same name, and another container the same process numbers; neither has our devices.
+    """
+    theirs = select(Device.worker_id).where(Device.uuid.in_(devices))
+    others = select(Worker).where(
+        Worker.host == platform.node(), Worker.id.in_(theirs), Worker.id != worker_id, registration.is_online()
+    )
     for worker in session.scalars(others):
         if not _is_alive(worker.pid):
             registration.sign_off(session, worker.id)

@@ -26,7 +26,9 @@ class Ladder:
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self.grace_seconds = grace_seconds
         self._asked_at: float | None = None
-        self._killed = self._told_to_finish = False
+        self.killed = False
+        """It was killed, because it did not leave."""
+        self._told_to_finish = False
 
     @property
     def asked(self) -> bool:
@@ -41,8 +43,8 @@ class Ladder:
             child.signal(signal.SIGTERM)
             return [_warning("The trainer was asked to stop (SIGTERM)")]
         if self._asked_at is not None:
-            if not self._killed and time.monotonic() > self._asked_at + self.grace_seconds:
-                self._killed = True
+            if not self.killed and time.monotonic() > self._asked_at + self.grace_seconds:
+                self.killed = True
                 child.signal(signal.SIGKILL)
                 return [_warning(f"The trainer did not stop within {self.grace_seconds:g} s and was killed (SIGKILL)")]
         elif wishes.finish and not self._told_to_finish:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -22,6 +24,9 @@ from jenga_core.service.jobs.state import JobState
 RETRY_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
 
 
 class Lease:
@@ -48,6 +53,15 @@ class Lease:
     def ends(self) -> float:
         """Until when it certainly holds, by time.monotonic()."""
         return self._ends
+
+    def during(self, body: Callable[[], T]) -> T:
+        """Run `body` in a thread of its own, renewing meanwhile, however long it takes. Raises LeaseLost, or what it
+        raises."""
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(body)
+            while not wait([running], timeout=self.seconds / 4).done:
+                self.write(lambda session: None)
+            return running.result()
 
     def write(self, body: Callable[[Session], None]) -> None:
         """Renew, look at the job's state, and run `body(session)`, in one transaction.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 from jenga_core.service.db.session import Database
+from jenga_core.service.fleet import registration
 from jenga_core.service.jobs import lifecycle, queue
 from jenga_core.service.settings import Settings
 
@@ -27,6 +28,7 @@ def reap(settings: Settings, database: Database) -> None:
                 log.warning("job %s: its worker was lost in attempt %d; now %s", job.id, job.attempt, state)
     with database.writing() as session:
         unheard = lifecycle.unrung(session, older_than_seconds=RING_AGAIN_SECONDS)
-    # One doorbell per job is enough: behind a long job they would pile up in the broker.
-    for job_id in unheard[: max(0, len(unheard) - queue.pending())] if unheard else []:
+        free = registration.free_devices(session)
+    # One doorbell for each device that could take a job is enough, and one in any case: who hears it looks at them all.
+    for job_id in unheard[: max(0, max(free, 1) - queue.pending())] if unheard else []:
         queue.ring(job_id)

@@ -156,7 +156,7 @@ def _publish(lease: Lease, settings: Settings, job: Job, result: ResultMessage) 
     output = settings.folder("jobs", job.id, "output")
     stored = {name: new_id("file-") for name in RESULTS}
     try:
-        sizes = {name: store.copy_in(file_id, output / name) for name, file_id in stored.items()}
+        sizes = lease.during(lambda: {name: store.copy_in(file_id, output / name) for name, file_id in stored.items()})
     except OSError as error:
         for file_id in stored.values():
             store.delete(file_id)

@@ -159,7 +159,9 @@ class Supervisor:
             result=relay.result,
             error=relay.error,
             asked_to_leave=steps.asked,
-            out_of_memory=exit_code == -signal.SIGKILL and (host_memory.oom_kills() or 0) > (oom_kills or 0),
+            out_of_memory=(
+                exit_code == -signal.SIGKILL and not steps.killed and (host_memory.oom_kills() or 0) > (oom_kills or 0)
+            ),
             log_tail=child.log_tail(),
         )
         settlement.settle(lease, self.settings, job, ending)

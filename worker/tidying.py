@@ -74,6 +74,9 @@ def _tidy_files(settings: Settings, database: Database) -> None:
     folder = settings.folder("files")
     old = [path for path in folder.iterdir() if path.is_file() and _age_seconds(path) > ORPHAN_SECONDS]
     known = _known(database, [path.name for path in old])
+    if old and known.isdisjoint(path.name for path in old):
+        log.warning("no row knows one of the %d old files in %s: is it another database's? They stay", len(old), folder)
+        return
     for path in old:
         if path.name not in known:
             log.warning("file %s belongs to no row and goes", path.name)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from api.dependencies import CurrentDatabase, CurrentFiles, CurrentPrincipal, CurrentSettings
 from api.schemas.create_job import CreateJob
 from api.schemas.estimates import EstimateObject
-from jenga_core.errors import DataError
+from jenga_core.errors import ConfigError, DataError
 from jenga_core.memory.estimate import ModelShape
 from jenga_core.service.estimates import estimate
 from jenga_core.service.estimates.rows import count_file
@@ -40,7 +40,7 @@ def create_estimate(
         names = [request.training_file, *([request.validation_file] if request.validation_file else [])]
         for param, file_id in zip(("training_file", "validation_file"), names, strict=False):
             files.get(session, principal.team_id, file_id, param=param)
-        problem = _problem(lambda: spec.job_of(session, principal.team_id, request))
+        problem = _problem(lambda: spec.job_of(session, principal.team_id, request, settings=settings))
         view = fleet.fleet(session)
     config, folder = request.config, registry.folder_of(settings, model)
     counts = count_file(
@@ -69,6 +69,6 @@ def _problem(check: Callable[[], object]) -> str | None:
     """Why the files of the request would be refused; None when they would not."""
     try:
         check()
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         return error.message
     return None

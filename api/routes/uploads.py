@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from api import multipart
 from api.dependencies import CurrentDatabase, CurrentFiles, CurrentPrincipal, CurrentSettings
 from api.schemas.files import CompleteUpload, CreateUpload, UploadObject, UploadPartObject
-from jenga_core.errors import TooLargeError
+from jenga_core.errors import ConflictError, TooLargeError
 from jenga_core.service import audit
 from jenga_core.service.accounts import quotas, teams
 from jenga_core.service.accounts.keys import Principal
@@ -97,7 +97,12 @@ def complete_upload(
         upload = uploads.pending(session, principal.team_id, upload_id)
         uploads.check_parts(session, upload, body.part_ids)
     new = NewFile(new_id("file-"), upload.filename, upload.bytes, upload.purpose, upload.file_expires_after_seconds)
-    uploads.assemble(store, body.part_ids, new.id, body.md5)
+    try:
+        uploads.assemble(store, body.part_ids, new.id, body.md5)
+    except FileNotFoundError as error:
+        raise ConflictError(
+            f"Upload {upload_id} has ended while it was completed; begin a new one", code="upload_not_pending"
+        ) from error
     gone: list[str] = []
 
     def end(session: Session) -> int:

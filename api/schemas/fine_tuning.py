@@ -138,7 +138,7 @@ class FineTuningJob(Answer):
             id=job.id,
             created_at=int(job.created_at),
             finished_at=int(job.finished_at) if job.finished_at is not None else None,
-            estimated_finish=_estimated_finish(job, details.last_step_at),
+            estimated_finish=_estimated_finish(job, details),
             model=job.model,
             fine_tuned_model=job.fine_tuned_model,
             organization_id=job.team_id,
@@ -173,10 +173,11 @@ def status_of(job: Job) -> Status:
             return "cancelled"
 
 
-def _estimated_finish(job: Job, last_step_at: float | None) -> int | None:
-    if job.state != JobState.RUNNING or not job.started_at or not last_step_at or not job.step or not job.total_steps:
+def _estimated_finish(job: Job, details: Details) -> int | None:
+    """At the pace of the newest steps; those before a pause or a crash do not count again."""
+    if details.last_step_at is None or details.seconds_per_step is None or not job.total_steps:
         return None
-    return int(job.started_at + (last_step_at - job.started_at) * max(1.0, job.total_steps / job.step))
+    return int(details.last_step_at + details.seconds_per_step * max(job.total_steps - job.step, 0))
 
 
 class EventObject(Answer):

@@ -16,6 +16,7 @@ from jenga_core.service.fleet.registration import Process
 from tests.support.processes import is_alive
 from worker import devices
 from worker.protocol import EVENTS_FD_VARIABLE
+from worker.watchdog import LEASE_FD_VARIABLE
 
 GIB = 2**30
 
@@ -61,11 +62,11 @@ def stranger() -> Iterator[int]:
 @pytest.fixture
 def trainer() -> Iterator[int]:
     """A process that looks like a trainer of ours."""
-    yield from _process({EVENTS_FD_VARIABLE: "7"})
+    yield from _process({EVENTS_FD_VARIABLE: "7", LEASE_FD_VARIABLE: "8"})
 
 
 def _process(environment: dict[str, str]) -> Iterator[int]:
-    plain = {name: value for name, value in os.environ.items() if name != EVENTS_FD_VARIABLE}
+    plain = {name: value for name, value in os.environ.items() if name not in (EVENTS_FD_VARIABLE, LEASE_FD_VARIABLE)}
     command = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
     with subprocess.Popen(command, env={**plain, **environment}, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -141,3 +142,9 @@ def test_memory_that_nobody_accounts_for_is_foreign(nvml: Nvml) -> None:
     found: list[Any] = [list(report.foreign_processes) for report in devices.inventory()]
     assert found == [[Process(None, "unknown", 30 * GIB)], []]
     assert not devices.inventory(["GPU-a"])[0].foreign_processes
+
+
+def test_a_trainer_that_a_person_started_is_foreign() -> None:
+    """`jenga train` holds no device of the service."""
+    for pid in _process({EVENTS_FD_VARIABLE: "7"}):
+        assert not devices._is_ours(pid)

@@ -12,6 +12,7 @@ from jenga_core.service.db.session import Database
 from jenga_core.service.jobs import queue
 from jenga_core.service.jobs.state import JobState
 from jenga_core.service.settings import Settings
+from tests.support.fleet import gpus, join_fleet
 from tests.support.jobs import force
 from worker.reaper import RING_AGAIN_SECONDS, reap
 from worker.supervisor import Supervisor
@@ -76,9 +77,21 @@ def test_it_does_not_ring_where_enough_bells_are_waiting(
     rung: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for _ in range(3):
+    join_fleet(database, *gpus("A", "B", "C"))
+    for _ in range(5):
         make_silent(database, submit("succeed"))
     rung.clear()
     monkeypatch.setattr(queue, "pending", lambda: 2)
+    reap(settings, database)
+    assert len(rung) == 1  # three devices are free, and two bells wait already
+
+
+def test_a_full_fleet_hears_one_bell(
+    settings: Settings, database: Database, submit: Callable[[str], str], rung: list[str]
+) -> None:
+    """Whoever hears it looks at all jobs."""
+    for _ in range(3):
+        make_silent(database, submit("succeed"))
+    rung.clear()
     reap(settings, database)
     assert len(rung) == 1

@@ -105,7 +105,7 @@ def _train(job: TrainingJob, folder: Path, settings: dict[str, Any]) -> Stored:
         job.handle, job.training.sequences, job.collate(), seed=job.spec.seed, tick=job.leave_if_asked
     )
     stored = Stored(predictors, job.spec.fingerprint, settings, reports)
-    made = job.folder / "predictors"
+    made = job.folder / "predictors.unfinished"  # `jenga train` wants them in job.folder / "predictors"
     shutil.rmtree(made, ignore_errors=True)
     store.save(made, stored)
     folder.parent.mkdir(parents=True, exist_ok=True)

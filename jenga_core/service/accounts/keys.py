@@ -112,6 +112,13 @@ def authenticate(session: Session, key: str, *, pepper: bytes) -> Principal:
     )
 
 
+def is_known(session: Session, key: str, *, pepper: bytes) -> bool:
+    """Whether it is a key of this installation, be it revoked or expired."""
+    parts = key.split("_")
+    row = session.get(ApiKey, parts[1]) if len(parts) == 3 else None
+    return row is not None and hmac.compare_digest(row.digest, _digest(key, pepper))
+
+
 def is_valid(session: Session, key_id: str) -> bool:
     """Whether the key opens something still: neither revoked nor expired."""
     return session.scalars(select(ApiKey.id).where(ApiKey.id == key_id, _is_valid())).one_or_none() is not None

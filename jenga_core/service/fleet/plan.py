@@ -141,7 +141,12 @@ def plan(
 def _place(waiter: Waiter, hosts: Mapping[str, list[Slot]], taken: set[str], here: str) -> list[Slot]:
     """The smallest fitting free devices of one host; of `here` if it can, else of the host with the fewest left."""
     found = []
+    could_have_a_gpu = any(
+        sum(waiter.fits(each) and not each.is_cpu for each in devices) >= waiter.gpus for devices in hosts.values()
+    )
     for host, devices in hosts.items():
+        if could_have_a_gpu:  # a CPU would need weeks for it
+            devices = [each for each in devices if not each.is_cpu]
         free = [each for each in devices if _is_free(each, taken) and waiter.fits(each)]
         if len(free) >= waiter.gpus:
             chosen = sorted(free, key=lambda slot: (slot.memory_bytes, slot.uuid))[: waiter.gpus]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from jenga_core.service.db.base import database_now
@@ -90,7 +90,15 @@ def beat(session: Session, worker_id: str, reports: Sequence[Report], *, drainin
 
 def sign_off(session: Session, worker_id: str) -> None:
     """The worker has ended in good order: its devices are nobody's, and it is lost at once."""
-    session.execute(update(Worker).where(Worker.id == worker_id).values(draining=True, heartbeat_at=0.0))
+    gone = {"draining": True, "heartbeat_at": database_now() - LOST_SECONDS}
+    session.execute(update(Worker).where(Worker.id == worker_id).values(**gone))
+
+
+def free_devices(session: Session) -> int:
+    """How many devices of workers that take jobs are held by none."""
+    statement = select(func.count()).select_from(Device).join(Worker, Worker.id == Device.worker_id)
+    free = Device.uuid.not_in(select(DeviceLease.device_uuid))
+    return session.scalars(statement.where(is_online(), ~Worker.draining, free)).one()
 
 
 def is_online() -> ColumnElement[bool]:

@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from jenga_core.errors import ConflictError
 from jenga_core.service.db.base import database_now
-from jenga_core.service.db.models import Job
+from jenga_core.service.db.models import Job, JobCheckpoint
 from jenga_core.service.fleet import leases
 from jenga_core.service.jobs import events, queue
 from jenga_core.service.jobs.state import ALLOWED, JobStage, JobState
@@ -57,6 +57,15 @@ class Wishes:
 
     give_way: bool = False
     """Save, and go back to the queue: the first in line can use the devices."""
+
+
+_SAVED_STEP = (
+    select(func.coalesce(func.max(JobCheckpoint.step), 0))
+    .where(JobCheckpoint.job_id == Job.id)
+    .correlate(Job)
+    .scalar_subquery()
+)
+"""Where a job that is held no more will go on; the steps after it are lost."""
 
 
 def submit(session: Session, job: Job) -> Job:
@@ -197,7 +206,7 @@ def request_stop(session: Session, job_id: str) -> JobState:
     names the stage), and when the job is pausing or being cancelled or has ended.
     """
     begun = (Job.step > 0) | (Job.state == JobState.RUNNING) & (Job.stage == JobStage.FINETUNE)
-    open_to_it = Job.stop_asked_at.is_(None) & begun
+    open_to_it = (Job.stop_asked_at.is_(None) | (Job.state == JobState.PAUSED)) & begun
     training = _in(job_id, JobState.RUNNING) & Job.stage.not_in(LAST_STAGES)
     told = "Stop requested: the job finishes with what is trained"
     for where, to in (
@@ -258,9 +267,9 @@ def take_back(session: Session, job: Job, *, max_attempts: int) -> JobState | No
     if state is JobState.CANCELLING:
         to, values = JobState.CANCELLED, {"finished_at": database_now()}
     elif state is JobState.PAUSING:
-        to, values = JobState.PAUSED, {}
+        to, values = JobState.PAUSED, {"step": _SAVED_STEP}
     elif job.attempt < max_attempts:
-        to, values = JobState.QUEUED, {"rung_at": database_now()}
+        to, values = JobState.QUEUED, {"rung_at": database_now(), "step": _SAVED_STEP}
     else:
         to = JobState.FAILED
         values = {"finished_at": database_now(), "error": {"code": "worker_lost", "message": reason, "param": None}}
@@ -290,6 +299,8 @@ def unrung(session: Session, *, older_than_seconds: float) -> list[str]:
 def _release(session: Session, job_id: str, token: str, to: JobState, **values: Any) -> None:
     sources = [source for source, targets in ALLOWED.items() if to in targets and source.is_held]
     where = _holds(job_id, token) & Job.state.in_(sources)
+    if not to.is_terminal:
+        values = {"step": _SAVED_STEP, **values}
     if not _move(session, where, to, lease_token=None, lease_expires_at=None, **values):
         raise LeaseLost(job_id)
     leases.release(session, job_id)

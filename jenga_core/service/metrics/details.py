@@ -1,6 +1,7 @@
 """What is shown beside a job's own row: who asked for it, its place in the queue, its newest loss, its memory.
 
-A page of jobs costs one query of each kind, by primary key, however many steps the jobs have.
+A page of jobs costs one query of each kind, by primary key, however many steps the jobs have, and one more for each
+that runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from jenga_core.service.db.models import ApiKey, Job, JobMemory, JobMetric, JobR
 from jenga_core.service.fleet import placement
 from jenga_core.service.fleet.placement import Waiting
 from jenga_core.service.jobs.state import JobState
+
+PACE_STEPS = 20
+"""Steps whose time tells how long the rest will take."""
 
 
 @dataclass
@@ -41,6 +45,9 @@ class Details:
     last_step_at: float | None = None
     """When the newest step was written."""
 
+    seconds_per_step: float | None = None
+    """Of the newest steps of this attempt; None where it has made too few."""
+
     memory: Memory | None = None
 
 
@@ -58,6 +65,7 @@ def of_jobs(session: Session, jobs: Sequence[Job]) -> dict[str, Details]:
         for job_id, waiting in placement.waiting(session, queued).items():
             found[job_id].waiting = waiting
     _losses(session, found, ids)
+    _pace(session, found, [job for job in jobs if job.state == JobState.RUNNING and job.started_at])
     _memory(session, found, ids)
     return found
 
@@ -75,6 +83,20 @@ def _losses(session: Session, found: dict[str, Details], ids: list[str]) -> None
             details.held_out_loss = metric.valid_loss
         if metric.step:
             details.train_loss, details.last_step_at = metric.train_loss, metric.created_at
+
+
+def _pace(session: Session, found: dict[str, Details], running: Sequence[Job]) -> None:
+    """From the newest step and one PACE_STEPS before it, or the attempt's first where that is later."""
+    for job in running:
+        earliest = select(JobMetric.step, JobMetric.created_at).where(
+            JobMetric.job_id == job.id,
+            JobMetric.step.between(max(job.step - PACE_STEPS, 1), job.step - 1),
+            JobMetric.created_at >= job.started_at,
+        )
+        first = session.execute(earliest.order_by(JobMetric.step).limit(1)).one_or_none()
+        last_step_at = found[job.id].last_step_at
+        if first is not None and last_step_at is not None:
+            found[job.id].seconds_per_step = (last_step_at - first.created_at) / (job.step - first.step)
 
 
 def _memory(session: Session, found: dict[str, Details], ids: list[str]) -> None:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +40,7 @@ BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0, 43200.0)
 
 CLAIM_SECONDS = 60.0
 TIMEOUT_SECONDS = 5.0
+ATTEMPT_SECONDS = 15.0
 """To connect, to write and to read each, and for the whole answer."""
 
 MAX_ANSWER_BYTES = 64 * 2**10
@@ -142,6 +145,7 @@ def _send(target: Target, delivery: _Claimed, secret: str) -> str | None:
     }
     with (
         httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False, follow_redirects=False) as client,
+        _closed_after(ATTEMPT_SECONDS, client),
         client.stream(
             "POST",
             f"{target.scheme}://{address}:{target.port}{target.path}",
@@ -152,6 +156,19 @@ def _send(target: Target, delivery: _Claimed, secret: str) -> str | None:
     ):
         _read_a_little(response)
         return None if response.is_success else f"the receiver answered {response.status_code}"
+
+
+@contextmanager
+def _closed_after(seconds: float, client: httpx.Client) -> Iterator[None]:
+    """Close the client's connections when the block lasts that long: httpx limits each read, not all of them, and a
+    receiver may send a byte now and then for ever."""
+    timer = threading.Timer(seconds, client.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _read_a_little(response: httpx.Response) -> None:
