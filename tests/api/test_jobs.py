@@ -66,10 +66,12 @@ def test_estimated_finish_only_while_running(api: Api) -> None:
     job_id = submit_job(api.database, api.seeded)
     with api.database.writing() as session:
         job = session.get_one(Job, job_id)
-        job.state, job.started_at, job.step, job.total_steps = JobState.RUNNING, database_now() - 100, 10, 20
-        session.add(JobMetric(job_id=job_id, step=10, train_loss=2.0, created_at=database_now()))
+        job.state, job.started_at, job.step, job.total_steps = JobState.RUNNING, database_now() - 100, 910, 1000
+        for step, seconds_ago in ((900, 5000), (901, 90), (910, 0)):  # before the pause, and since
+            at = database_now() - seconds_ago
+            session.add(JobMetric(job_id=job_id, step=step, train_loss=2.0, created_at=at))
     running = api.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()
-    assert running["estimated_finish"] - running["created_at"] == pytest.approx(100, abs=30)
+    assert running["estimated_finish"] - running["created_at"] == pytest.approx(900, abs=30)
     force(api.database, job_id, JobState.SUCCEEDED)
     assert api.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()["estimated_finish"] is None
 

@@ -46,6 +46,12 @@ def test_addresses_that_strangers_invent_make_no_series(api: Api) -> None:
     assert all(dict(labels)["route"] == "none" and dict(labels)["method"] == "any" for labels in series)
 
 
+def test_methods_that_strangers_invent_make_no_series(api: Api) -> None:
+    api.client.request("BREW", "/healthz")
+    methods = {value for _, labels in scrape(api) for name, value in labels if name == "method"}
+    assert "BREW" not in methods
+
+
 def test_the_numbers_are_for_administrators(api: Api) -> None:
     error_of(api.anonymous().get("/metrics"), 401)
     with api.database.writing() as session:

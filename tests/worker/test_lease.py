@@ -74,3 +74,14 @@ def test_it_knows_the_state(lease: Lease, flaky: Flaky) -> None:
     assert lease.state is JobState.RUNNING
     record_step(lease, 1)
     assert lease.state is JobState.CANCELLING
+
+
+def test_it_is_renewed_while_something_long_goes_on(flaky: Flaky, lease: Lease) -> None:
+    short = Lease(flaky, lease.job_id, "held", seconds=0.4, claimed_at=time.monotonic())
+    assert short.during(lambda: time.sleep(1.2) or "stored") == "stored"
+    assert short.ends > time.monotonic()
+    with pytest.raises(OSError, match="full"):
+        short.during(lambda: (_ for _ in ()).throw(OSError("the disk is full")))
+    force(flaky, lease.job_id, JobState.RUNNING, token="another's")
+    with pytest.raises(LeaseLost):
+        short.during(lambda: time.sleep(0.5))

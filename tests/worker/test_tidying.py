@@ -71,3 +71,13 @@ def test_logs_are_kept_short_while_somebody_writes_them(
     assert long.read_bytes() == b"after"
     assert long.with_name("worker.log.1").read_bytes() == b"0123456789abcdef"
     assert short.read_text() == "short"
+
+
+def test_files_of_another_database_stay(settings: Settings, database: Database) -> None:
+    """A new database on an old data folder knows none of them."""
+    path = FileStore(settings).folder / "file-ofanotherdatabase"
+    path.write_text("x")
+    long_ago = time.time() - ORPHAN_SECONDS - 60
+    os.utime(path, (long_ago, long_ago))
+    tidy(settings, database)
+    assert path.exists()

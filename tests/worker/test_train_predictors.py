@@ -131,3 +131,11 @@ def test_a_single_sequence_is_too_little(make_job: MakeJob) -> None:
     job.device = torch.device("cuda")  # where auto would train
     assert score_after(job) == "exact"
     assert "single sequence" in job.warnings[0]
+
+
+def test_predictors_may_stay_in_the_job_s_own_folder(make_job: MakeJob) -> None:
+    """Where `jenga train` wants them."""
+    job = make_job(score="predicted")
+    job.spec = job.spec.model_copy(update={"predictors_folder": job.folder / "predictors"})
+    assert score_after(job) == "predicted"
+    assert [path.is_dir() for path in (job.folder / "predictors").iterdir()] == [True]

@@ -154,3 +154,13 @@ def test_whatever_the_queue_no_device_is_given_twice_and_nobody_overtakes_withou
         assert overtakes == (job_id in made.fillers)
     running_fillers = {slot.job_id for slot in fleet if slot.filler}
     assert set(made.give_way) <= running_fillers
+
+
+def test_a_cpu_takes_no_job_that_a_gpu_of_the_fleet_could_take() -> None:
+    """Even if that one is taken, and the CPU's host asks first."""
+    (gpu,) = slots(("gpus", 1))
+    cpu = Slot("CPU-1", "cpus", GIB, is_cpu=True)
+    job, giant = waiter("job", memory_bytes=60 * GIB), waiter("giant", memory_bytes=500 * GIB)
+    assert [slot.uuid for slot in plan([job], [gpu, cpu], {}, here="cpus").starts["job"]] == [gpu.uuid]
+    assert plan([job], [held(gpu, "other"), cpu], {}, here="cpus").starts == {}
+    assert [slot.uuid for slot in plan([giant], [gpu, cpu], {}, here="cpus").starts["giant"]] == ["CPU-1"]

@@ -411,3 +411,17 @@ def test_event_ids_round_trip() -> None:
     assert events.seq_of("ftjob-abc", event) == 12
     for wrong in ("ftevent-abd-12", "ftevent-abc-", "ftevent-abc-x", "ftevent-abc--1", ""):
         assert events.seq_of("ftjob-abc", wrong) is None
+
+
+def test_steps_without_a_checkpoint_are_lost_with_the_attempt(database: Database, submit: Callable[[], str]) -> None:
+    """So a stop does not publish what is not there."""
+    job_id = submit()
+    with database.writing() as session:
+        job = lifecycle.claim(session, job_id, lease_seconds=60)
+        assert job is not None and job.lease_token is not None
+        token = job.lease_token
+        lifecycle.record(session, job_id, token, stage=JobStage.FINETUNE, step=49)
+        lifecycle.requeue(session, job_id, token)
+    assert load(database, job_id).step == 0
+    with pytest.raises(JobConflict, match="trained no step yet"), database.writing() as session:
+        lifecycle.request_stop(session, job_id)

@@ -22,8 +22,9 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jenga_core.service.db.models import DeviceLease, Job, JobEvent
+from jenga_core.service.db.models import DeviceLease, Job, JobCheckpoint, JobEvent
 from jenga_core.service.db.session import Database
+from jenga_core.service.ids import new_id
 from jenga_core.service.jobs import lifecycle, queue
 from jenga_core.service.jobs.lifecycle import LAST_STAGES, JobConflict, LeaseLost
 from jenga_core.service.jobs.state import ALLOWED, JobStage, JobState
@@ -52,12 +53,16 @@ class Model:
     token: str | None = None
     last_token: str = "never"
     stop_asked: bool = False
+    saved: int = 0
+    """Step of the newest checkpoint."""
     devices: set[str] = field(default_factory=set)
 
     def let_go(self, to: JobState, *, counted: bool = True) -> None:
         self.last_token = self.token or self.last_token
         self.state, self.token, self.devices = to, None, set()
         self.attempt -= not counted
+        if not to.is_terminal:
+            self.step = self.saved
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -116,6 +121,18 @@ class Lifecycle(RuleBasedStateMachine):
         if done:
             model.stage, model.step = stage, step
 
+    @rule(job_id=jobs)
+    def save(self, job_id: str) -> None:
+        model = self.models[job_id]
+        if model.state.is_held and model.step > model.saved:
+            with self.database.writing() as session:
+                session.add(
+                    JobCheckpoint(
+                        id=new_id("ftckpt-"), job_id=job_id, step=model.step, folder="x", created_at=0.0, metrics={}
+                    )
+                )
+            model.saved = model.step
+
     @rule(job_id=jobs, stale=STALE)
     def renew(self, job_id: str, stale: int) -> None:
         model, token = self.models[job_id], self._token(job_id, stale)
@@ -168,6 +185,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def pause_at_once(self, job_id: str) -> None:
+        self.save(job_id=job_id)
         self.request_pause(job_id=job_id)
         self.pause(job_id=job_id, stale=1)
 
@@ -195,7 +213,7 @@ class Lifecycle(RuleBasedStateMachine):
             and (model.step > 0 or model.stage is JobStage.FINETUNE)
         )
         done = self._try(lambda session: lifecycle.request_stop(session, job_id))
-        new = (waits or trains) and not model.stop_asked
+        new = (waits or trains) and (not model.stop_asked or model.state is S.PAUSED)
         assert done == (asked or new)
         if new:
             model.stop_asked = True
@@ -239,6 +257,7 @@ class Lifecycle(RuleBasedStateMachine):
             for job_id, model in self.models.items():
                 job = session.get_one(Job, job_id)
                 assert (job.state, job.attempt, job.lease_token) == (model.state, model.attempt, model.token)
+                assert job.step == model.step
                 assert (job.lease_token is not None) == model.state.is_held == (job.lease_expires_at is not None)
                 assert (job.finished_at is not None) == model.state.is_terminal
                 assert (job.stop_asked_at is not None) == model.stop_asked

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -240,3 +243,34 @@ def test_a_held_job_that_is_cancelled_by_its_supervisor_is_told_once(database: D
         lifecycle.request_cancel(session, job_id)
         lifecycle.settle(session, job_id, "t", JobState.CANCELLED)
     assert len(rows(database)) == 1
+
+
+def test_a_receiver_that_sends_a_byte_now_and_then_is_left(
+    database: Database, settings: Settings, seeded: Seed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte is in time, the answer never is."""
+    monkeypatch.setattr(delivery, "ATTEMPT_SECONDS", 0.5)
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not over.wait(0.1):
+                    try:
+                        connection.send(b"H")
+                    except OSError:
+                        return
+
+        receiver = threading.Thread(target=drip)
+        receiver.start()
+        try:
+            listen(database, seeded, f"http://127.0.0.1:{server.getsockname()[1]}/")
+            live(database, seeded)
+            began = time.monotonic()
+            assert delivery.deliver(settings, database) >= 1
+            assert time.monotonic() - began < 10
+        finally:
+            over.set()
+            receiver.join(30)
+    assert all(row.delivered_at is None and row.last_error for row in rows(database) if row.attempts)
