@@ -8,9 +8,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jenga_core.config import JengaConfig
-from jenga_core.errors import JengaError
+from jenga_core.errors import ConfigError, JengaError
 from jenga_core.memory.estimate import ModelShape, estimate, smallest_change
 from jenga_core.service.db.models import Device, Job
+from jenga_core.service.estimates.estimate import batch_size_of
 from jenga_core.service.fleet import leases
 from jenga_core.service.models import registry
 from jenga_core.service.settings import Settings
@@ -21,7 +22,7 @@ GIB = 2**30
 
 def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage | None) -> str:
     """One sentence with the numbers; `told` is None when the kernel killed the trainer for want of host memory."""
-    config, batch_size = JengaConfig.parse(job.config), batch_size_of(job)
+    config, batch_size = JengaConfig.parse(job.config), batch_size_of(job.hyperparameters)
     if told is None:
         return (
             "the machine ran out of memory and the kernel killed the trainer; "
@@ -48,13 +49,12 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
 
 
 def smaller(job: Job) -> dict[str, Any] | None:
-    """The config to start with once more; None when the policy or an earlier retry forbids it."""
+    """The config to start with once more; None when the policy, an earlier retry or the config itself forbids it."""
     if job.oom_policy != "shrink" or job.shrunk or job.config.get("recompute") == "full":
         return None
-    return {**job.config, "recompute": "full"}
-
-
-def batch_size_of(job: Job) -> int:
-    """Sequences in a micro-batch; "auto" is 1 (finetuning/trainer.py, make_plan)."""
-    given = job.hyperparameters.get("batch_size", "auto")
-    return 1 if given == "auto" else int(given)
+    changed = {**job.config, "recompute": "full"}
+    try:
+        JengaConfig.parse(changed)
+    except ConfigError:  # it drops out, and would not compute the same twice
+        return None
+    return changed

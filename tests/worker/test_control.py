@@ -23,10 +23,11 @@ from jenga_core.service.jobs.lifecycle import JobConflict
 from jenga_core.service.jobs.state import JobState
 from jenga_core.service.settings import Settings
 from tests.support.fleet import gpus, join_fleet
-from tests.support.jobs import MODEL_CONFIG, Seed, force, seed, submit_job
+from tests.support.jobs import MODEL_CONFIG, Seed, force, new_job, seed, submit_job
 from tests.support.processes import is_alive, until
 from tests.support.running import Running
 from tests.worker.conftest import FAKE_TRAINER
+from worker.out_of_memory import smaller
 from worker.protocol import TrainerSpec
 from worker.stop import Stop
 from worker.supervisor import Supervisor
@@ -210,6 +211,13 @@ def test_oom_policy_shrink_tries_once_more_with_recompute(
     assert (failed.state, failed.shrunk, failed.config["recompute"]) == (JobState.FAILED, True, "full")
     told = messages_of(database, job_id)
     assert sum("goes back to the queue, once, with recompute='full'" in message for message in told) == 1
+
+
+def test_what_could_not_be_computed_again_is_not_tried_again(database: Database, seeded: Seed) -> None:
+    """recompute='full' with dropout is refused by the config."""
+    job = new_job(seeded, oom_policy="shrink", config={"lora": {"dropout": 0.1}})
+    assert smaller(job) is None
+    assert smaller(new_job(seeded, oom_policy="shrink", config={})) == {"recompute": "full"}
 
 
 def test_a_frozen_supervisor_s_trainer_dies_with_its_lease(

@@ -60,7 +60,7 @@ class Seconds:
 
 def batch_size_of(hyperparameters: Mapping[str, Any]) -> int:
     """Sequences in a micro-batch; "auto" as the trainer resolves it."""
-    value = hyperparameters["batch_size"]
+    value = hyperparameters.get("batch_size", "auto")
     return DEFAULT_BATCH_SIZE if value == "auto" else int(value)
 
 

@@ -22,6 +22,7 @@ from jenga_core.memory.estimate import ModelShape, estimate, longest_context, sm
 from jenga_core.patching.architectures import architecture_of, check_rope
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import BaseModelEntry, Device, Job
+from jenga_core.service.estimates.estimate import batch_size_of
 from jenga_core.service.files import repository as files
 from jenga_core.service.ids import new_id
 from jenga_core.service.models import registry
@@ -146,7 +147,7 @@ def _memory_bytes(
     Hosts that are away at the moment count: they may come back. A CPU's memory is everybody's, and not looked at.
     """
     shape = ModelShape.from_folder(registry.folder_of(settings, model), parameters=model.parameters)
-    batch_size = 1 if hyperparameters["batch_size"] == "auto" else int(hyperparameters["batch_size"])
+    batch_size = batch_size_of(hyperparameters)
     predicted = estimate(shape, request.config, batch_size)
     by_host: dict[str, list[Device]] = {}
     for device in session.scalars(select(Device)):
