@@ -277,6 +277,7 @@ def take_back(session: Session, job: Job, *, max_attempts: int) -> JobState | No
         return None
     leases.release(session, job.id)
     events.append(session, job.id, f"{reason}; the job is now {to}", level="warn")
+    _forget_a_vain_stop(session, job.id, to)
     if to is JobState.QUEUED:
         queue.ring_after_commit(session, job.id)
     return to
@@ -304,6 +305,20 @@ def _release(session: Session, job_id: str, token: str, to: JobState, **values: 
     if not _move(session, where, to, lease_token=None, lease_expires_at=None, **values):
         raise LeaseLost(job_id)
     leases.release(session, job_id)
+    _forget_a_vain_stop(session, job_id, to)
+
+
+def _forget_a_vain_stop(session: Session, job_id: str, to: JobState) -> None:
+    """A job that was to finish with what is trained, and goes back to the queue with nothing, trains again."""
+    vain = (Job.id == job_id) & Job.stop_asked_at.is_not(None) & (Job.step == 0)
+    if (
+        to is JobState.QUEUED
+        and session.scalars(update(Job).where(vain).values(stop_asked_at=None).returning(Job.id)).one_or_none()
+    ):
+        told = (
+            "What was trained is lost before it was saved; the job trains again, and can be stopped or cancelled again"
+        )
+        events.append(session, job_id, told, level="warn")
 
 
 def _move(session: Session, where: ColumnElement[bool], to: JobState, **values: Any) -> bool:

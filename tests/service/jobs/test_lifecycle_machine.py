@@ -63,6 +63,8 @@ class Model:
         self.attempt -= not counted
         if not to.is_terminal:
             self.step = self.saved
+        if to is S.QUEUED and self.saved == 0:
+            self.stop_asked = False  # there is nothing to finish with
 
 
 class Lifecycle(RuleBasedStateMachine):
