@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,8 +59,14 @@ class CommandLine:
         """In a pseudo-terminal of 100 columns; its exit code is `exitstatus` after `close()`."""
         argv = ["-m", "cli.main", *arguments]
         return pexpect.spawn(
-            sys.executable, argv, env=self.environment, encoding="utf-8", timeout=SECONDS, dimensions=(24, 100)
-        )
+            sys.executable, argv, env=self.environment, encoding="utf-8", timeout=SECONDS, dimensions=(24, 100),
+            preexec_fn=_hears_ctrl_c,
+        )  # fmt: skip
+
+
+def _hears_ctrl_c() -> None:
+    """As in every terminal, even where the tests themselves were started in the background and do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
