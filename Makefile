@@ -11,6 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 PLAN          ?= grid
 BENCH_SECONDS ?= 520
+GPUS          ?= 1
 BENCH         := PYTHONPATH=.:kernels:$(PYTHONPATH) python3 -u -m benchmarks
 
 KERNEL_TESTS  := $(foreach name,block_scores cross_entropy gated_activation involved_attention rotary rows,tests/gpu/test_$(name).py)
@@ -48,7 +49,7 @@ sanitize:  ## The kernels' tests under compute-sanitizer, without a pool that hi
 		python3 -m pytest $(KERNEL_TESTS) -k "kernel or equals"
 
 bench:  ## Measure speed, memory and kernels on a CUDA device; again until done, each call takes up to 9 minutes
-	$(BENCH) speed --plan $(PLAN) --deadline $(BENCH_SECONDS)
+	$(BENCH) speed --plan $(PLAN) --deadline $(BENCH_SECONDS) --gpus $(GPUS)
 	$(BENCH) profile --tokens 8192 --policies jenga lora+liger
 	$(BENCH) profile --tokens 32768 --policies jenga --recompute full
 	$(BENCH) kernels

@@ -61,11 +61,7 @@ def targets(rows: Sequence[Row], keep_fraction: float = 0.4) -> Iterator[Target]
             yield Target("8K, dense: step over lora+liger's", dense["step_ms_p50"] / liger["step_ms_p50"], 1)
             yield Target("8K, dense: peak over lora+liger's", dense["peak_bytes"] / liger["peak_bytes"], 1)
     for row in rows:
-        if (
-            row["policy"] not in ("jenga", "jenga-predicted", "jenga-lora")
-            or row["tokens"] < 8 * K
-            or "step_ms_p50" not in row
-        ):
+        if row["policy"] not in _OURS or row["tokens"] < 8 * K or "step_ms_p50" not in row:
             continue
         name = f"{row['tokens'] // K}K {row['policy']} keep {row['keep_fraction']:g} recompute {row['recompute']}"
         yield Target(f"{name}: share of its roofline", row["roofline_share"], 0.75, is_ceiling=False)

@@ -66,7 +66,7 @@ def create_estimate(
 
 
 def _problem(check: Callable[[], object]) -> str | None:
-    """Why the files of the request would be refused; None when they would not."""
+    """Why the request would be refused; None when it would not."""
     try:
         check()
     except (ConfigError, DataError) as error:

@@ -37,7 +37,7 @@ Step = Callable[[Batch], Tensor]
 
 Replay = Callable[[], None]
 
-_Kind = tuple[tuple[Any, ...], JengaConfig, int, tuple[int, ...]]
+_Kind = tuple[tuple[Any, ...], JengaConfig, int, tuple[bool, ...]]
 """Equal for steps that are the same work."""
 
 _KNOWN = frozenset({"input_ids", "labels", "attention_mask", "num_items_in_batch"})
@@ -69,6 +69,7 @@ class CapturedSteps:
         self.capture = capture
         self.replayed = 0
         """Steps that came from a graph."""
+        self._parameters = () if handle is None else tuple(handle.parts.causal_lm.parameters())  # slow to find
         self._captured: _Captured | None = None
         self._kind: _Kind | None = None
         self._seen = 0
@@ -101,7 +102,7 @@ class CapturedSteps:
         if self.handle is None or self._fails or not can_be_captured(self.handle, batch):
             return None
         values = tuple((name, _shape_of(value)) for name, value in sorted(batch.items()) if name != "attention_mask")
-        trained = tuple(id(each) for each in self.handle.parts.causal_lm.parameters() if each.requires_grad)
+        trained = tuple(each.requires_grad for each in self._parameters)
         return values, self.handle.config, id(self.handle.predictors), trained
 
     def _as_it_is(self, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ Shapes   B batch, H query heads, G rows, D head size, E hidden size
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Never
 
 import torch
@@ -23,30 +23,27 @@ from jenga_core.patching.architectures import Architecture
 _NAME = "jenga"
 
 
-@contextmanager
-def without_masks(decoder: Any) -> Iterator[None]:
+def without_masks(decoder: Any) -> AbstractContextManager[None]:
     """While the block runs, `decoder` makes no attention masks; for sequences of real tokens, in which plain causal
     attention is right. transformers finds that out by asking the GPU."""
-    config = decoder.config
-    decoder.config = _WithAttention(config, None)
-    try:
-        yield
-    finally:
-        decoder.config = config
+    return _config(decoder, _WithAttention(decoder.config, None))
+
+
+def attention_by(
+    layer: nn.Module, architecture: Architecture, function: Callable[[AttentionCall], Tensor]
+) -> AbstractContextManager[None]:
+    """While the block runs, `layer` attends by `function`, which returns B x H x G x D."""
+    attention = getattr(layer, architecture.attention)
+    return _config(attention, _WithAttention(attention.config, function))
 
 
 @contextmanager
-def attention_by(
-    layer: nn.Module, architecture: Architecture, function: Callable[[AttentionCall], Tensor]
-) -> Iterator[None]:
-    """While the block runs, `layer` attends by `function`, which returns B x H x G x D."""
-    attention = getattr(layer, architecture.attention)
-    config = attention.config
-    attention.config = _WithAttention(config, function)
+def _config(module: Any, config: _WithAttention) -> Iterator[None]:
+    before, module.config = module.config, config
     try:
         yield
     finally:
-        attention.config = config
+        module.config = before
 
 
 def attention_call(

@@ -40,8 +40,10 @@ BACKOFF_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 21600.0, 43200.0)
 
 CLAIM_SECONDS = 60.0
 TIMEOUT_SECONDS = 5.0
+"""To connect, to write and to read each, and for an answer's body."""
+
 ATTEMPT_SECONDS = 15.0
-"""To connect, to write and to read each, and for the whole answer."""
+"""For all of that together."""
 
 MAX_ANSWER_BYTES = 64 * 2**10
 AT_ONCE = 8
