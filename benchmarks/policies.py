@@ -48,8 +48,6 @@ class Policy:
     dense_at_end_fraction: float = 0.0
     """The last steps, as a share of all, are dense."""
 
-    learning_rate_factor: float = 1.0
-
 
 EXACT = {"score": "exact"}
 ALONE = {**EXACT, "target_fraction": 0.0, "asked_by": "all"}
@@ -75,8 +73,6 @@ POLICIES: Mapping[str, Policy] = {
     "recent-alone": Policy({**ALONE, "score": "recent"}),
     "annealed": Policy(EXACT, anneal=(0.5, 1.5)),
     "dense-at-end": Policy(EXACT, dense_at_end_fraction=0.1),
-    "higher-rate": Policy(EXACT, learning_rate_factor=1.5),
-    "dense-higher-rate": Policy(preset="lora", learning_rate_factor=1.5),
     "dense-same-loss": Policy(EXACT, loss_of="jenga"),
     "dense-same-loss-random": Policy({**ALONE, "score": "random"}, loss_of="random-alone"),
     "carried": Policy({**EXACT, "below_entry": "involved"}),
@@ -177,7 +173,7 @@ def config_of(policy: Policy, setting: Setting, *, own_context: int) -> JengaCon
             "preset": policy.preset,
             "context_length_tokens": setting.context,
             "max_steps": max(setting.steps, 1),
-            "learning_rate": setting.learning_rate * policy.learning_rate_factor,
+            "learning_rate": setting.learning_rate,
             "checkpoint_steps": 1_000_000,
             **(stretch if setting.context > own_context else {}),
             **({"cuda_graph": False} if policy.loss_of else {}),  # there a step is more than the model's forward

@@ -40,6 +40,9 @@ from jenga_core.patching.apply import JengaHandle
 from jenga_core.rows import TextRow
 
 TRAINING_SEED, HELD_OUT_SEED = 1, 2
+SETTING = ("task", "context", "keep_fraction", "learning_rate")
+"""What rows of one table share."""
+
 DEFAULT_POLICIES = {
     "novels": ["base", "dense", "jenga", "jenga-random", "jenga-recent", "dense-same-loss"],
     "retrieval": ["base", "dense", "jenga", "scores-alone", "jenga-random", "jenga-recent"],
@@ -121,7 +124,6 @@ def run_one(arguments: argparse.Namespace, texts: Texts, key: rows.Key) -> rows.
         **before,
         **measured,
         "training_sequences": len(texts.training),
-        "learning_rate": arguments.learning_rate,
         "jobs_on_the_device": -(-arguments.jobs // arguments.gpus),
         **trained.row(),
         **environment.describe(),
@@ -183,7 +185,7 @@ def keys_of(arguments: argparse.Namespace) -> list[rows.Key]:
         policies.append("equal-time")
     if "equal-time" in policies and arguments.equal_time is None:
         raise SystemExit("the policy equal-time needs --equal-time RATIO, a ratio of measured step times")
-    shared = {"task": arguments.task, "context": arguments.context, "keep_fraction": arguments.keep_fraction}
+    shared = {name: getattr(arguments, name) for name in SETTING}
     if arguments.jenga:
         shared["changed"] = arguments.jenga
     return [
@@ -202,13 +204,11 @@ def _steps(policy: str, arguments: argparse.Namespace) -> int:
 
 
 def summary(found: Sequence[rows.Row]) -> str:
-    """A table for each task, context and keep fraction: means over seeds, and the difference to dense and to the
-    control."""
-    settings = sorted({(row["task"], row["context"], row["keep_fraction"]) for row in found})
-    return "\n\n".join(
-        _table(setting, [row for row in found if (row["task"], row["context"], row["keep_fraction"]) == setting])
-        for setting in settings
-    )
+    """A table for each setting: means over seeds, and the difference to dense and to the control of that setting."""
+    by_setting: dict[tuple[Any, ...], list[rows.Row]] = {}
+    for row in found:
+        by_setting.setdefault(tuple(row[name] for name in SETTING), []).append(row)
+    return "\n\n".join(_table(setting, by_setting[setting]) for setting in sorted(by_setting))
 
 
 _COLUMNS: dict[str, list[tuple[str, str, Callable[[float], str]]]] = {
@@ -222,15 +222,15 @@ _COLUMNS: dict[str, list[tuple[str, str, Callable[[float], str]]]] = {
 }
 
 
-def _table(setting: tuple[str, int, float], found: Sequence[rows.Row]) -> str:
-    task, context, keep_fraction = setting
+def _table(setting: tuple[Any, ...], found: Sequence[rows.Row]) -> str:
+    task, context, keep_fraction, learning_rate = setting
     by_policy: dict[tuple[str, int, str], list[rows.Row]] = {}
     for row in found:
         by_policy.setdefault((row["policy"], row["steps"], json.dumps(row.get("changed", {}))), []).append(row)
     metric = "perplexity" if task == "novels" else "answer_loss"
     references = [_by_seed(by_policy, name, metric) for name in ("dense", "dense-same-loss")]
     head = ["policy", "steps", "seeds", *(title for title, _, _ in _COLUMNS[task]), "over dense", "over same loss"]
-    lines = [f"{task}, {context} tokens, {keep_fraction:.0%} kept", " | ".join(head)]
+    lines = [f"{task}, {context} tokens, {keep_fraction:.0%} kept, rate {learning_rate:g}", " | ".join(head)]
     ordered = sorted(by_policy.items(), key=lambda entry: statistics.mean(row[metric] for row in entry[1]))
     for (policy, steps, changed), same in ordered:
         cells = [policy + ("" if changed == "{}" else f" {changed}"), str(steps), str(len(same))]

@@ -81,7 +81,7 @@ def test_every_policy_is_a_config(policy: str, tmp_path: Path) -> None:
 
 
 def row(policy: str, seed: int, perplexity: float, **more: Any) -> rows.Row:
-    shared = {"task": "novels", "context": 8192, "keep_fraction": 0.4, "steps": 200}
+    shared = {"task": "novels", "context": 8192, "keep_fraction": 0.4, "learning_rate": 0.001, "steps": 200}
     return {**shared, "policy": policy, "seed": seed, "perplexity": perplexity, **more}
 
 
@@ -96,7 +96,7 @@ def test_the_summary_compares_seed_by_seed(tmp_path: Path, capsys: pytest.Captur
         row("dense-same-loss", 0, 20.1),
     ]
     lines = summary(found).splitlines()
-    assert lines[0] == "novels, 8192 tokens, 40% kept"
+    assert lines[0] == "novels, 8192 tokens, 40% kept, rate 0.001"
     assert "jenga | 200 | 2 | 25.400 | +1.50% | +0.50%" in lines
     assert 'jenga {"fused": false} | 200 | 1 | 25.000 | +25.00% | +24.38%' in lines
     out = tmp_path / "rows.json"
