@@ -17,8 +17,8 @@ Counted, per multiply-add 2 FLOPs:
                                 queries and all keys of the layer that chooses
     the loss                    two products of head and rows with a label
     recompute `mlp`             gate and up again
-    recompute `full`            ours: q, o, gate and up again, from the kept input and attention output, K and V
-    checkpointing               everything again but the layer's last product, attention included
+    recompute `full`            ours, and checkpointing: everything again but the layer's last product, attention too;
+                                below the entry layer K and V of all tokens, and attention of the involved ones
 
 Not counted: norms, activations, rotary angles, the optimizer and all movement, which a perfect kernel hides; and the
 gradient of layer 0's input, which nobody needs. Involved tokens are taken as spread evenly over the sequence unless
@@ -129,8 +129,7 @@ def work(
         entry_layer: None means three fifths of the layers, the default.
     """
     chosen = POLICIES[policy]
-    again = "checkpoint" if chosen.uses_checkpointing else recompute
-    step = _Step(shape, tokens, involved, shape.layers * 3 // 5 if entry_layer is None else entry_layer, again)
+    step = _Step(shape, tokens, involved, shape.layers * 3 // 5 if entry_layer is None else entry_layer, recompute)
     selection = (chosen.fields or {}).get("selection", {})
     if not chosen.is_sparse:
         step.dense(range(shape.layers))
@@ -169,10 +168,9 @@ class _Step:
         self.again: tuple[_Linear, ...] = {
             "none": (),
             "mlp": (self.up,),
-            "full": (self.q, self.o, self.up),
-            "checkpoint": (self.q, self.kv, self.o, self.up),
+            "full": (self.q, self.kv, self.o, self.up),
         }[recompute]
-        self.attends_again = recompute == "checkpoint"
+        self.attends_again = recompute == "full"
         self.product = 2 * shape.heads * shape.head_size
 
     def dense(self, layers: range) -> None:
@@ -193,6 +191,9 @@ class _Step:
             if layer == 0:
                 self._spare_input_gradient(G)
             self._attention(T, 2 * T**2 / 2, 3 * self.involved.pairs + 2 * G**2 / 2)
+            if self.attends_again:
+                self._linear(T, forward=(self.kv,))
+                self._attention(T, 2 * self.involved.pairs, 0)
 
     def choose(self) -> None:
         """Exact block scores of one layer."""

@@ -4,8 +4,8 @@ An *eliminated* token is no query, key or value: attention runs on the rows of t
 *forward-only* token keeps its key and value, as constants: the involved rows attend to all T keys, of which only their
 own carry gradient, and that from involved queries only.
 
-`attend` computes the output, by the fastest code that knows the rule of who sees whom. `attention_of_rows` takes that
-output as known and gives the gradient, so that what an earlier pass over all tokens has computed is not computed again.
+`attend` computes the output, by the fastest code that knows the rule of who sees whom. `attention_of_rows` gives the
+gradient. It takes as known what an earlier pass has kept of its own attention (`Attended`), and makes the rest again.
 
 Shapes   B batch, H query heads, K key/value heads, T tokens, G involved tokens, D head size
 """
@@ -43,66 +43,84 @@ class AttentionCall:
 
 @dataclass(frozen=True)
 class Attended:
-    """What a pass over all tokens leaves of one layer's attention."""
+    """What is kept of one layer's attention. None: not kept, to be made again."""
 
-    o_BHTD: Tensor
-    lse_BHT: Tensor
-    """Log of the softmax's sum, float32."""
-    k_BKTD: Tensor
-    v_BKTD: Tensor
     sight: Sight
+    """The keys that each row sees."""
+    k_BKTD: Tensor | None = None
+    """None: the rows make their own, and see no others."""
+    v_BKTD: Tensor | None = None
+    """As k."""
+    o_BHTD: Tensor | None = None
+    """The output of the rows."""
+    lse_BHT: Tensor | None = None
+    """Log of the softmax's sum, float32."""
 
-    def with_rows(self, call: AttentionCall, selection: Selection) -> Attended:
-        """The same keys and values, but for those of the involved rows, and the rows' own output over them."""
-        k_BKTD, v_BKTD = (
-            put_rows(everyone.transpose(1, 2), rows.transpose(1, 2), selection).transpose(1, 2)
-            for everyone, rows in ((self.k_BKTD, call.k_BKGD), (self.v_BKTD, call.v_BKGD))
-        )
-        again = replace(call, k_BKGD=k_BKTD, v_BKGD=v_BKTD)
-        return attend(again, self.sight.over_all_keys(selection))
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All but the sight, in their order."""
+        return self.k_BKTD, self.v_BKTD, self.o_BHTD, self.lse_BHT
 
     def at_rows(self, selection: Selection) -> Attended:
-        """The involved rows of the output; keys and values of all tokens stay."""
-        index_BG = selection.token_index_BG
+        """Of the involved rows alone; keys and values of all tokens stay."""
+        index_BG, sight = selection.token_index_BG, self.sight.over_all_keys(selection)
+        if self.o_BHTD is None or self.lse_BHT is None:
+            return Attended(sight, self.k_BKTD, self.v_BKTD)
         o_BHGD = take_rows(self.o_BHTD.transpose(1, 2), index_BG).transpose(1, 2)
         lse_BHG = self.lse_BHT.gather(2, index_BG[:, None, :].expand(-1, self.lse_BHT.shape[1], -1))
-        return Attended(o_BHGD, lse_BHG, self.k_BKTD, self.v_BKTD, self.sight.over_all_keys(selection))
+        return Attended(sight, self.k_BKTD, self.v_BKTD, o_BHGD, lse_BHG)
 
 
-def attend(call: AttentionCall, sight: Sight) -> Attended:
-    """Attention of rows over the keys given, without gradient."""
+def attend(call: AttentionCall, sight: Sight) -> tuple[Tensor, Tensor]:
+    """Attention of rows over the keys given, B x H x G x D, and the log of the softmax's sum, B x H x G in float32;
+    without gradient."""
     q, k, v = call.q_BHGD, call.k_BKGD, call.v_BKGD
     with torch.no_grad():
         if sight.is_causal and call.softcap is None and _cudnn_takes(q, k, v):
             o, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
                 q, k, v, None, True, 0.0, True, False, scale=call.scale
             )
-            return Attended(o, lse.reshape(q.shape[:3]), k, v, sight)
-        o, lse = _forward_of(q)(q, k, v, sight.first_BG, sight.last_BG, scale=call.scale, softcap=call.softcap)
-    return Attended(o, lse, k, v, sight)
+            return o, lse.reshape(q.shape[:3])
+        return _forward_of(q)(q, k, v, sight.first_BG, sight.last_BG, scale=call.scale, softcap=call.softcap)
 
 
 def attention_of_rows(call: AttentionCall, attended: Attended) -> Tensor:
-    """Attention with gradient whose output is known, B x H x G x D.
+    """Attention with gradient, B x H x G x D; nothing is computed if the output was kept.
 
     Args:
         call: the rows' own queries, keys and values, which get the gradients.
-        attended: the rows' output, and the keys and values that they attended to.
+        attended: what is kept of these rows' attention.
     """
-    out: Tensor = _AttentionOfRows.apply(call.q_BHGD, call.k_BKGD, call.v_BKGD, call, attended)
+    k, v, o, lse = attended.tensors
+    over = call if k is None or v is None else replace(call, k_BKGD=k, v_BKGD=v)
+    if o is None or lse is None:
+        o, lse = attend(over, attended.sight)
+    out: Tensor = _AttentionOfRows.apply(call.q_BHGD, call.k_BKGD, call.v_BKGD, over, attended.sight, o, lse)
     return out
+
+
+def attention_over_new_keys(call: AttentionCall, attended: Attended, selection: Selection) -> Tensor:
+    """Attention of rows that are not what they were: over all keys and values that were kept, but for the rows' own."""
+    assert attended.k_BKTD is not None and attended.v_BKTD is not None
+    k_BKTD, v_BKTD = (
+        put_rows(everyone.transpose(1, 2), rows.transpose(1, 2), selection).transpose(1, 2)
+        for everyone, rows in ((attended.k_BKTD, call.k_BKGD), (attended.v_BKTD, call.v_BKGD))
+    )
+    return attention_of_rows(call, Attended(attended.sight.over_all_keys(selection), k_BKTD, v_BKTD))
 
 
 class _AttentionOfRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, attended: Attended) -> Tensor:
-        ctx.save_for_backward(q, attended.o_BHTD, attended.lse_BHT, attended.k_BKTD, attended.v_BKTD)
-        ctx.rule = call.scale, call.softcap, attended.sight
-        return attended.o_BHTD.view_as(attended.o_BHTD)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, over: AttentionCall, sight: Sight, o: Tensor, lse: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(q, over.k_BKGD, over.v_BKGD, o, lse)
+        ctx.rule = over.scale, over.softcap, sight
+        return o.view_as(o)
 
     @staticmethod
     def backward(ctx: Any, do: Tensor) -> tuple[Tensor | None, ...]:
-        q, o, lse, k, v = ctx.saved_tensors
+        q, k, v, o, lse = ctx.saved_tensors
         scale, softcap, sight = ctx.rule
         if sight.is_causal and softcap is None and _cudnn_takes(q, k, v):
             empty = torch.empty((), dtype=torch.int64, device=q.device)  # of the dropout, which there is not
@@ -114,7 +132,7 @@ class _AttentionOfRows(torch.autograd.Function):
             gradients = _backward_of(q)(
                 do, q, k, v, o, lse, sight.first_BG, sight.last_BG, scale=scale, softcap=softcap
             )
-        return (*gradients, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def _cudnn_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:

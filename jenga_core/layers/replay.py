@@ -2,11 +2,11 @@
 
 The exact pass over all tokens has computed each layer's output for the involved rows too. `replay` puts those rows into
 the graph as if the layer had just made them. Backward runs the layer once more with gradient, from its saved input and
-its saved attention output: queries, norms, gate and up are recomputed, attention is not, nor is anything that only the
-known output depends on. What is kept is the rows' input and attention output, and the keys and values that they
-attended to, where the layer's own graph keeps about a dozen of the row's vectors.
+what was kept of its attention. Queries, norms, gate and up are recomputed; attention is not where its output was kept,
+nor is anything that only the known output depends on. What is kept is the rows' input and attention output, and the
+keys and values that they attended to, where the layer's own graph keeps about a dozen of the row's vectors.
 
-The same node serves layers that compute all their rows but should save little (`recompute='full'`).
+The same node serves layers that compute all their rows but should save little (`recompute='full'`): the input alone.
 
 Shapes   B batch, G involved tokens, E hidden size
 """
@@ -35,7 +35,7 @@ def replay(
         layer: must compute y from x; it runs in backward only. Nothing in it may be random.
         x_BGE: rows that enter.
         y_BGE: rows that leave, known.
-        attended: the rows of the layer's attention, known.
+        attended: what was kept of these rows' attention.
         parameters: of the layer, those that are trained.
     """
     if not torch.is_grad_enabled():
@@ -49,17 +49,17 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, layer: Layer, attended: Attended, *parameters: nn.Parameter) -> Tensor:
         ctx.layer, ctx.sight = layer, attended.sight
         ctx.autocast = _autocast_of(x.device.type)
-        known = attended.o_BHTD, attended.lse_BHT, attended.k_BKTD, attended.v_BKTD
-        ctx.save_for_backward(x, *known, *parameters)  # autograd then refuses parameters that were trained meanwhile
+        # With the parameters saved, autograd refuses any that were trained meanwhile.
+        ctx.save_for_backward(x, *attended.tensors, *parameters)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, o, lse, k, v, *parameters = ctx.saved_tensors
+        x, k, v, o, lse, *parameters = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[0])
         wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
         with torch.enable_grad(), ctx.autocast(), output_unused():
-            y = ctx.layer(x, Attended(o, lse, k, v, ctx.sight))
+            y = ctx.layer(x, Attended(ctx.sight, k, v, o, lse))
         found = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True))
         dx = next(found) if x.requires_grad else None
         dw = [next(found) if parameter.requires_grad else None for parameter in parameters]

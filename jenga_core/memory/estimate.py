@@ -6,13 +6,13 @@ of the batch, n of them involved, and 2 bytes an element (4 on a CPU), the memor
     weights    parameters x 2
     adapter    16 a: parameter, gradient and AdamW's two moments in float32, of a = r x sum(in + out) parameters
     + the largest of three moments
-        exact pass   its layers hold WAITING of all T tokens, until the set is chosen (decision 0007), and the last of
-                     them is at its widest: either in its MLP, or where scores are made
+        exact pass   its layers hold WAITING[recompute] of all T tokens, until the set is chosen (decision 0007), and
+                     the last of them is at its widest: either in its MLP, or where scores are made
         loss         what is kept for backward, and LOGIT elements for each of segment_tokens x V logits
         backward     what is kept, and one layer's gradients; with recompute, also what it left out
 
     kept       sum over layers of what a row leaves for the backward pass: ROW[recompute] elements where it runs with
-               gradient; REPLAYED where the exact pass computed it, with the K and V of all T tokens beside it
+               gradient; REPLAYED[recompute] where the exact pass computed it, and the K and V of all T tokens beside it
 
 The coefficients below are the whole of what is fitted. `python -m benchmarks memory` measures them.
 """
@@ -36,7 +36,7 @@ ROW = {
     "unfused": {"E": 16, "Q": 3, "K": 2, "F": 3},  # norms, and peft's inputs of q, k, v, o, in float32; act and up
     "none": {"E": 2, "Q": 2, "K": 2, "F": 2},  # x, x_mid (normed again in backward); q, attention out; k, v; gate, up
     "mlp": {"E": 2, "Q": 2, "K": 2, "F": 0},
-    "full": {"E": 1, "Q": 1, "K": 2, "F": 0},  # x; attention out; k, v
+    "full": {"E": 1, "Q": 0, "K": 0, "F": 0},  # x
 }
 """Elements that a row with gradient leaves in one layer: left to transformers and peft, or lean, by `recompute`."""
 
@@ -50,11 +50,16 @@ HEAD_NORMS = ("qwen3", "gemma3_text")
 ATTENTION_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"})
 """An adapter anywhere else is in the MLP, which is not lean then."""
 
-WAITING = {"E": 1, "Q": 1, "K": 2, "F": 0}
+_ALL_BUT_QUERIES = {"E": 1, "Q": 1, "K": 2, "F": 0}
+WAITING = {"none": _ALL_BUT_QUERIES, "mlp": _ALL_BUT_QUERIES, "full": ROW["full"]}
 """What each token leaves in a layer of the exact pass until the set is chosen: x; attention out; k, v."""
 
-REPLAYED = {"E": 1, "Q": 1, "K": 0, "F": 0}
+_INPUT_AND_OUTPUT = {"E": 1, "Q": 1, "K": 0, "F": 0}
+REPLAYED = {"none": _INPUT_AND_OUTPUT, "mlp": _INPUT_AND_OUTPUT, "full": ROW["full"]}
 """What an involved row leaves of it afterwards; k and v stay for all tokens, since involved queries attend to them."""
+
+MADE_AGAIN = {"none": _INPUT_AND_OUTPUT, "mlp": _INPUT_AND_OUTPUT, "full": {"E": 1, "Q": 2, "K": 2, "F": 0}}
+"""What a replayed row has again in its layer's backward pass: x_mid; q, and attention out; k, v."""
 
 EXACT_MLP = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Elements per row in a layer of the exact pass at its MLP: x_mid, what is normed, y; gate and up come in chunks."""
@@ -72,7 +77,7 @@ LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Per row that carries loss: hidden state, normed, and its gradient (loss/segmented_cross_entropy.py)."""
 
 LSE_BYTES = 4
-"""Attention's log-sum-exp, per row and head."""
+"""Attention's log-sum-exp, per row and head, beside an attention output that is kept."""
 
 LOGIT = 1
 """Elements per logit of a segment; the gradient takes the logits' own place."""
@@ -323,7 +328,8 @@ def _by_kind(
 ) -> dict[str, int]:
     element = ELEMENT_BYTES[device_kind]
     tokens = config.context_length_tokens * batch_size
-    selection, lse = config.selection, LSE_BYTES * shape.heads
+    selection = config.selection
+    lse = LSE_BYTES * shape.heads if config.recompute != "full" else 0
 
     def size(table: Mapping[str, int]) -> int:
         return element * sum(count * shape.widths[letter] for letter, count in table.items())
@@ -335,7 +341,7 @@ def _by_kind(
     dense, exact, alone = _layers(shape, config)  # for all tokens with gradient; without; for the rows alone
     keys_and_values = tokens * size({"K": 2})
     activations = dense * tokens * leaves + alone * kept * leaves_alone
-    activations += exact * (kept * (size(REPLAYED) + lse) + keys_and_values)
+    activations += exact * (kept * (size(REPLAYED[config.recompute]) + lse) + keys_and_values)
 
     is_chunked = config.fused and shape.model_type not in PLAIN_MLP
     wide = size({"F": 1})
@@ -347,7 +353,7 @@ def _by_kind(
     logits = min(config.loss.segment_tokens, with_loss) * shape.vocabulary * LOGIT * element
 
     widest = tokens if dense else kept
-    made_again = widest * (size(ROW["mlp"]) - size(ROW["full"])) if exact or config.recompute == "full" else 0
+    made_again = widest * size(MADE_AGAIN[config.recompute]) if exact or config.recompute == "full" else 0
     backward = widest * size(BACKWARD) + made_again
     backward += chunk(widest) * (3 if exact or config.recompute != "none" else 1)
 
@@ -363,7 +369,7 @@ def _by_kind(
     ]
     if exact:
         together = exact if selection.scope == "carried" else 1
-        waiting = together * tokens * (size(WAITING) + lse)
+        waiting = together * tokens * (size(WAITING[config.recompute]) + lse)
         inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
         moments.append({"activations": dense * tokens * leaves, "waiting": waiting, "temporaries": inside})
     none = {"activations": 0, "waiting": 0, "loss": 0, "temporaries": 0}

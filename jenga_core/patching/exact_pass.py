@@ -2,7 +2,8 @@
 
 The pass leaves each layer's input, attention output, keys and values. When the set is chosen, the rows of inputs and
 attention outputs are taken, the rest of them is dropped, and the layer joins the autograd graph by `replay`: its output
-is known, so nothing runs until backward.
+is known, so nothing runs until backward. With `recompute='full'` it leaves the input alone; keys and values are made
+again when the set is chosen, the rows' attention in backward.
 
 A layer with dropout makes another output each time it runs. It does run again, for the rows, over the keys and values
 of all tokens.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from torch import Tensor
 
 from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
-from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows
+from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows, attention_over_new_keys
 from jenga_core.layers.replay import replay
 from jenga_core.layers.rows import take_rows
-from jenga_core.patching.attention_calls import attention_by, without_mask
+from jenga_core.patching.attention_calls import attention_by, attention_call, without_mask
 from jenga_core.patching.involvement import Involvement
 
 
@@ -34,7 +35,10 @@ class ExactLayer:
     """What a layer's pass over all the rows that it is given leaves behind."""
 
     x_BxE: Tensor
+    arguments: Mapping[str, Any]
+    """The layer's keyword arguments."""
     attended: Attended
+    """What is kept of its attention."""
 
     drew_random_numbers: bool
     """So it drops something out, and would make another output if it ran again."""
@@ -61,8 +65,11 @@ def run_exactly(
                 f"attention dropout is {call.dropout:g}; tokens that are computed exactly, and layers that are "
                 "computed again, need the model's config.attention_dropout at 0"
             )
-        attended.append(attend(call, involvement.sight(call.window_tokens, among)))
-        return attended[0].o_BHTD
+        sight = involvement.sight(call.window_tokens, among)
+        o_BHxD, lse_BHx = attend(call, sight)
+        keeps_all = involvement.recompute != "full"
+        attended.append(Attended(sight, call.k_BKGD, call.v_BKGD, o_BHxD, lse_BHx) if keeps_all else Attended(sight))
+        return o_BHxD
 
     layer = involvement.parts.layers[index]
     elimination = nullcontext() if among is None else involvement.mlp_elimination(index, among)
@@ -70,7 +77,7 @@ def run_exactly(
     with torch.no_grad(), elimination, attention_by(layer, involvement.parts.architecture, attend_and_remember):
         y_BxE = involvement.layer_forwards[index](x_BxE, **without_mask(arguments))
     drew = random_state(x_BxE.device) != before
-    return y_BxE, ExactLayer(x_BxE, attended[0], drew)
+    return y_BxE, ExactLayer(x_BxE, arguments, attended[0], drew)
 
 
 def rows_of_exact_layer(
@@ -83,16 +90,15 @@ def rows_of_exact_layer(
     selection: Selection,
 ) -> Tensor:
     """The involved rows that leave a layer whose exact pass has been, with gradient; x are those that enter it."""
-    layer = involvement.parts.layers[index]
+    layer, architecture, attended = involvement.parts.layers[index], involvement.parts.architecture, left.attended
+    if attended.k_BKTD is None:
+        call = attention_call(layer, architecture, left.x_BxE, left.arguments)
+        attended = replace(attended, k_BKTD=call.k_BKGD, v_BKTD=call.v_BKGD)
     if left.drew_random_numbers:
-
-        def attend_again(call: AttentionCall) -> Tensor:
-            return attention_of_rows(call, left.attended.with_rows(call, selection))
-
-        with attention_by(layer, involvement.parts.architecture, attend_again):
+        with attention_by(layer, architecture, lambda call: attention_over_new_keys(call, attended, selection)):
             return involvement.layer_forwards[index](x_BGE, **without_mask(row_arguments))
     y_BGE = take_rows(y_BTE, selection.token_index_BG)
-    return replayed(involvement, index, x_BGE, y_BGE, left.attended.at_rows(selection), row_arguments)
+    return replayed(involvement, index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
 
 
 def replayed(

@@ -13,7 +13,7 @@ becomes of the other tokens is the policy's choice, below and above e:
     involved        either, chosen anew in every layer (the paper's rule): take rows, compute, put them back
 
 A layer that computes with gradient keeps what `recompute` says: everything; everything but gate and up; or, by replay
-of its own rows, no more than a forward-only layer leaves.
+of its own rows, no more than their input.
 
 Shapes   B batch, T tokens, G involved tokens, E hidden size
 """
@@ -82,7 +82,7 @@ class Carried:
         self.involvement = involvement
         self.exact_from = 0 if config.below_entry == "forward_only" else involvement.entry_layer
         self.exact_to = involvement.entry_layer if config.unselected == "eliminated" else involvement.num_layers
-        self._left: list[tuple[ExactLayer, Mapping[str, Any]]] = []
+        self._left: list[ExactLayer] = []
         self._start_BTE: Tensor | None = None
         self._entry_BTE: Tensor | None = None
         self._row_arguments: _RowArguments | None = None
@@ -100,7 +100,7 @@ class Carried:
             return _with_gradient(involvement, index, x_BxE, arguments)
         if index < self.exact_to:
             y_BTE, left = run_exactly(involvement, index, x_BxE, arguments)
-            self._left.append((left, arguments))
+            self._left.append(left)
             return self._out(y_BTE, self._rows_that_left(y_BTE)) if is_last else y_BTE
         if index == self.exact_to:
             x_BxE = self._rows_that_left(x_BxE)
@@ -129,9 +129,9 @@ class Carried:
         rows_BGE = take_rows(self._start_BTE, self._selection.token_index_BG)
         self._start_BTE = None
         for index in range(self.exact_from, self.exact_to):
-            left, arguments = self._left.pop(0)
-            y_BTE = self._left[0][0].x_BxE if self._left else end_BTE
-            row_arguments = self._of_rows(arguments)
+            left = self._left.pop(0)
+            y_BTE = self._left[0].x_BxE if self._left else end_BTE
+            row_arguments = self._of_rows(left.arguments)
             rows_BGE = rows_of_exact_layer(
                 self.involvement, index, rows_BGE, y_BTE, left, row_arguments, self._selection
             )

@@ -44,12 +44,19 @@ def test_only_the_first_layer_is_spared_its_input_gradient() -> None:
 def test_what_is_recomputed_is_added() -> None:
     plain = flops(ONE, "jenga-lora")
     assert flops(ONE, "jenga-lora", "mlp").linear_flops - plain.linear_flops == 2 * T * GATE_UP
-    full = flops(ONE, "jenga-lora", "full")
-    assert full.linear_flops - plain.linear_flops == 2 * T * (Q + O + GATE_UP + 2 * 8 * (4 + 4))
-    assert full.attention_flops == plain.attention_flops
-    checkpoint = flops(ONE, "lora+checkpoint", "full")
-    assert checkpoint.linear_flops - plain.linear_flops == 2 * T * (LAYER - DOWN + ADAPTERS)
-    assert checkpoint.attention_flops - plain.attention_flops == PRODUCT * 2 * T * T / 2
+    for policy in ("jenga-lora", "lora+checkpoint"):
+        full = flops(ONE, policy, "full")
+        assert full.linear_flops - plain.linear_flops == 2 * T * (LAYER - DOWN + ADAPTERS)
+        assert full.attention_flops - plain.attention_flops == PRODUCT * 2 * T * T / 2
+
+
+def test_below_the_entry_layer_full_makes_keys_and_the_rows_attention_again() -> None:
+    rows = Involved(4, 20.0)
+    kept, again = (flops(TWO, "jenga", recompute, involved=rows, entry_layer=1) for recompute in ("mlp", "full"))
+    keys_of_all = 2 * T * (K + V + 2 * 8 * (4 + 2))
+    alone = 2 * 4 * (Q + K + V + O + 2 * 8 * (4 + 4) + 2 * 8 * (4 + 2))
+    assert again.linear_flops - kept.linear_flops == keys_of_all + alone
+    assert again.attention_flops - kept.attention_flops == PRODUCT * (2 * rows.pairs + 2 * 4 * 4 / 2)
 
 
 def test_deferred_selection_by_hand() -> None:

@@ -39,6 +39,15 @@ def causal() -> Sight:
     return Sight(torch.zeros_like(last), last, is_causal=True)
 
 
+def kept(layer: TinyLayer, x: Tensor, what: str = "all") -> Attended:
+    """What a pass leaves of the layer's attention: "all", the "keys" and values, or "nothing" but who sees whom."""
+    with torch.no_grad():
+        call = layer.call(x)
+    if what == "nothing":
+        return Attended(causal())
+    return Attended(causal(), call.k_BKGD, call.v_BKGD, *(() if what == "keys" else attend(call, causal())))
+
+
 def plain(layer: TinyLayer, x: Tensor) -> Tensor:
     call = layer.call(x)
     o = nn.functional.scaled_dot_product_attention(
@@ -47,8 +56,9 @@ def plain(layer: TinyLayer, x: Tensor) -> Tensor:
     return x + layer.out(o.transpose(1, 2).flatten(2)).tanh()
 
 
+@pytest.mark.parametrize("what", ["all", "keys", "nothing"])
 @pytest.mark.parametrize("x_has_gradient", [True, False])
-def test_gradients_are_those_of_the_layer(x_has_gradient: bool) -> None:
+def test_gradients_are_those_of_the_layer(x_has_gradient: bool, what: str) -> None:
     layer = TinyLayer()
     x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=x_has_gradient)
     weight = torch.randn(B, T, H * D, dtype=torch.float64)
@@ -59,8 +69,7 @@ def test_gradients_are_those_of_the_layer(x_has_gradient: bool) -> None:
     wanted = [x, *parameters] if x_has_gradient else parameters
     true_gradients = torch.autograd.grad((truth * weight).sum(), wanted, allow_unused=True)
 
-    attended = attend(layer.call(x), causal())
-    y = replay(layer, x, truth.detach(), attended, parameters)
+    y = replay(layer, x, truth.detach(), kept(layer, x, what), parameters)
     assert layer.runs == 0
     assert y.requires_grad
     torch.testing.assert_close(y, truth)
@@ -77,31 +86,34 @@ def test_without_gradient_the_output_is_returned_as_it_is() -> None:
     x = torch.randn(B, T, H * D, dtype=torch.float64)
     with torch.no_grad():
         y = torch.randn_like(x)
-        assert replay(layer, x, y, attend(layer.call(x), causal()), list(layer.parameters())) is y
+        assert replay(layer, x, y, kept(layer, x), list(layer.parameters())) is y
     assert layer.runs == 0
 
 
-def test_four_vectors_per_row_are_kept() -> None:
+@pytest.mark.parametrize(
+    ("what", "elements"), [("all", 2 * H * D + 2 * K * D + H), ("keys", H * D + 2 * K * D), ("nothing", H * D)]
+)
+def test_what_is_kept_of_a_row(what: str, elements: int) -> None:
     layer = TinyLayer()
     x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=True)
-    attended = attend(layer.call(x.detach()), causal())
-    kept: dict[int, int] = {}
+    attended = kept(layer, x, what)
+    saved: dict[int, int] = {}
     weights = {parameter.data_ptr() for parameter in layer.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.data_ptr() not in weights:
-            kept[tensor.data_ptr()] = tensor.numel()
+            saved[tensor.data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         replay(layer, x, torch.zeros_like(x), attended, list(layer.parameters()))
-    assert sum(kept.values()) == B * T * (2 * H * D + 2 * K * D + H)
+    assert sum(saved.values()) == B * T * elements
 
 
 def test_weights_that_were_trained_meanwhile_are_refused() -> None:
     layer = TinyLayer()
     x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=True)
-    y = replay(layer, x, torch.zeros_like(x), attend(layer.call(x.detach()), causal()), list(layer.parameters()))
+    y = replay(layer, x, torch.zeros_like(x), kept(layer, x), list(layer.parameters()))
     with torch.no_grad():
         layer.out.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -120,7 +132,7 @@ def test_autocast_is_entered_again_in_backward() -> None:
     x = torch.randn(1, 3, 4, requires_grad=True)
     empty = torch.zeros(1, 1, 3, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        attended = Attended(empty, empty[..., 0], empty, empty, causal())
+        attended = Attended(causal(), empty, empty, empty, empty[..., 0])
         y = replay(layer, x, torch.zeros_like(x), attended, list(linear.parameters()))
     y.sum().backward()
     assert seen == [torch.bfloat16]

@@ -12,6 +12,8 @@ from torch import nn
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError
 from jenga_core.memory.accounting import saved_activations
+from jenga_core.patching import exact_pass, routes
+from jenga_core.patching.exact_pass import run_exactly
 from tests.patching.test_parity import with_adapter
 from tests.support.tiny import tiny_batch, tiny_model
 
@@ -119,3 +121,24 @@ def test_scores_are_the_same_in_spite_of_attention_dropout() -> None:
     handle = apply_jenga(model, JengaConfig.preset("jenga", selection={"block_tokens": 8, "below_entry": "involved"}))
     assert model(**batch).loss.requires_grad
     assert handle.report().spans
+
+
+def test_full_leaves_of_a_layer_its_input_alone() -> None:
+    """Until the set is chosen. Keys and values are made again then, and must be those that were seen."""
+    left, given = {}, {}
+    for recompute in ("mlp", "full"):
+        model, batch = with_adapter(tiny_model().double()), tiny_batch(batch=1, tokens=80, padded=False)
+        apply_jenga(model, deferred(recompute))
+        left[recompute] = layers = []
+        with (
+            mock.patch.object(routes, "run_exactly", lambda *args: layers.append(run_exactly(*args)) or layers[-1]),  # noqa: B023
+            mock.patch.object(exact_pass, "replay", wraps=exact_pass.replay) as replay,
+        ):
+            model(**batch)
+        given[recompute] = [call.args[3] for call in replay.call_args_list]
+    assert [len(left["mlp"]), len(left["full"])] == [2, 4]  # the upper layers' rows, too, are replayed with full
+    assert all(tensor is None for _, layer in left["full"] for tensor in layer.attended.tensors)
+    for before, after in zip(given["mlp"], given["full"][:2], strict=True):
+        assert after.o_BHTD is None
+        torch.testing.assert_close(after.k_BKTD, before.k_BKTD)
+        torch.testing.assert_close(after.v_BKTD, before.v_BKTD)
