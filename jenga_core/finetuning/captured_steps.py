@@ -48,9 +48,14 @@ _LOGGER = logging.getLogger(__name__)
 def capture_cuda_graph(function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
     """Call the function once without executing what it launches. Returns what executes it, and the tensor that it
     returned, which every replay fills anew."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders of data have threads of their own
-        result = function()
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+    random_numbers = generator.clone_state()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # loaders of data have threads of their own
+            result = function()
+    except BaseException:
+        generator.graphsafe_set_state(random_numbers)  # its own still believes that it is being recorded
+        raise
     return graph.replay, result
 
 
