@@ -48,7 +48,7 @@ def _forward_tiles(head_size: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
     if head_size <= 64:
-        return Tiles(64, 64, 4, 3)
+        return Tiles(64, 128, 4, 3)
     return Tiles(128, 128, 8, 3) if head_size <= 128 else Tiles(64, 64, 8, 2)
 
 

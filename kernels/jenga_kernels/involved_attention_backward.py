@@ -28,6 +28,8 @@ from jenga_kernels.involved_attention import Tiles, capped_scores, check, key_ra
 def _query_tiles(head_size: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
+    if head_size <= 64:
+        return Tiles(64, 64, 4, 3)
     return Tiles(128, 64, 8, 3) if head_size <= 128 else Tiles(64, 32, 8, 1)
 
 
@@ -35,7 +37,7 @@ def _key_tiles(head_size: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1)
     if head_size <= 64:
-        return Tiles(64, 64, 4, 3)
+        return Tiles(128, 64, 4, 2)
     return Tiles(64, 128, 8, 2) if head_size <= 128 else Tiles(32, 64, 8, 1)
 
 
