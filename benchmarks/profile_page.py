@@ -18,7 +18,9 @@ bfloat16.
 *Time* is that of kernels, copies and fills in one step under PyTorch's profiler, by the phase in which they were
 launched. What is launched while blocks are scored and chosen counts as selection, while the loss is computed as loss
 (with the head's products), in the optimizer as optimizer; the rest goes by the kernels' names, changes of dtype under
-movement. *Idle* is what the GPU waited between the first and the last of them.
+movement. *Idle* is what the GPU waited between the first and the last of them: a profiled step is launched from Python,
+slowly, while training replays steps of full windows from a graph
+([decision 0009](decisions/0009-a-step-is-captured-once.md)) and hardly waits.
 
 *Memory* is the allocator's, at the borders of another step's phases. *Kept* are the storages that autograd holds when
 backward begins, counted once each; the frozen weights are not among them.
