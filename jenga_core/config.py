@@ -89,11 +89,8 @@ class SelectionConfig(_Part):
 
     target_fraction: float = Field(default=0.5, ge=0, le=1)
     """Of the blocks that are kept, the share that is kept to be learnt from, whatever it scores: all blocks with a
-    label if they are few, else runs of consecutive ones, others in every epoch. The rest of the kept blocks is context,
-    best score first. 0: scores alone decide."""
-
-    target_run_tokens: int = Field(default=2048, ge=1)
-    """About how long a run is, where there are labels enough for several; they are spread evenly."""
+    label if they are few, else a run of consecutive ones, another in every epoch. The others are context, best score
+    first. 0: scores alone decide."""
 
     unselected: Literal["eliminated", "forward_only"] = "eliminated"
     """What becomes of unselected tokens from the entry layer on. `forward_only`: computed exactly, without gradient."""
@@ -117,11 +114,6 @@ class SelectionConfig(_Part):
 
     block_tokens: int = Field(default=64, ge=1, le=4096)
     """Tokens per block. Blocks start at each document's first token."""
-
-    @property
-    def target_run_blocks(self) -> int:
-        """A run of targets, in whole blocks."""
-        return max(self.target_run_tokens // self.block_tokens, 1)
 
     @property
     def has_exact_pass(self) -> bool:

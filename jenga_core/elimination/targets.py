@@ -4,12 +4,11 @@ A selection answers two questions. *Targets* are the blocks whose next tokens ar
 help to predict them. A document keeps n blocks (selection.py), and `target_fraction` of them are targets:
 
     labels in few blocks (a chat's answers, questions at the end)   all of these blocks
-    labels in more blocks than that (plain text)                    runs of consecutive labelled blocks, evenly spread
+    labels in more blocks than that (plain text)                    one run of consecutive labelled blocks
 
-Neighbours predict each other, so runs lose less than scattered blocks; several runs tell more than one that is as long
-as all of them. They start at places that the document's own labels decide, and move on by their length from epoch to
-epoch, round and round: every block is learnt from once before one is learnt from twice. Nothing is drawn, so a resumed
-or recomputed step has the same targets.
+Neighbours predict each other, so a run loses less than scattered blocks. It starts at a place that the document's own
+labels decide, and moves on by its length from epoch to epoch, round and round: every block is learnt from once before
+one is learnt from twice. Nothing is drawn, so a resumed or recomputed step has the same targets.
 
 Shapes   B batch, T tokens, N blocks
 """
@@ -44,7 +43,6 @@ def target_blocks(
     *,
     keep_fraction: float,
     target_fraction: float,
-    run_blocks: int,
     epoch: int,
 ) -> Tensor:
     """bool B x N, at least one block of each document that has a label; one of the n is left for the first block.
@@ -53,7 +51,6 @@ def target_blocks(
         targets_BT: int64, what each token should predict; decides where a run starts.
         has_label_BT: bool, whether it counts.
         target_fraction: in (0, 1], of the n blocks that a document keeps.
-        run_blocks: about how long a run is, at least 1.
         epoch: how often the data was seen before.
     """
     document_BN = blocks.document_of_block_BN
@@ -61,13 +58,10 @@ def target_blocks(
     same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
     labelled_BN = (same_BNN & has_label_BN[:, None, :]).sum(dim=2)
     wanted_BN = wanted_blocks(document_BN, keep_fraction)
-    count_BN = torch.minimum((wanted_BN * target_fraction).round().long(), wanted_BN - 1).clamp(min=1)
-    runs_BN = (count_BN / run_blocks).round().long().clamp(min=1)
-    even_BN = torch.where(labelled_BN > count_BN, count_BN // runs_BN * runs_BN, count_BN)  # runs of one length
-    # Of `runs` equal stretches of the labelled blocks, each begins with a run; start turns all of it round.
+    run_BN = torch.minimum((wanted_BN * target_fraction).round().long(), wanted_BN - 1).clamp(min=1)
     place_BN = (same_BNN & has_label_BN[:, None, :]).tril(-1).sum(dim=2)  # among the document's labelled blocks
-    start_BN = _fingerprint(targets_BT, blocks) + epoch * even_BN
-    return has_label_BN & ((place_BN * runs_BN - start_BN) % labelled_BN.clamp(min=1) < even_BN)
+    start_BN = (_fingerprint(targets_BT, blocks) + epoch * run_BN) % labelled_BN.clamp(min=1)
+    return has_label_BN & ((place_BN - start_BN) % labelled_BN.clamp(min=1) < run_BN)
 
 
 def _fingerprint(targets_BT: Tensor, blocks: Blocks) -> Tensor:

@@ -67,6 +67,9 @@ EXACT_MLP = {"E": 3, "Q": 0, "K": 0, "F": 0}
 SCORING = {"E": 2, "Q": 3, "K": 2, "F": 0}
 """Elements per row where scores are made: x, what is normed; q and k before and after rotation."""
 
+ATTENDING_AGAIN = {"E": 2, "Q": 2, "K": 0, "F": 0}
+"""What a row has beside that while it attends again in backward; gate and up are not there then."""
+
 BACKWARD = {"E": 2, "Q": 2, "K": 2, "F": 0}
 """Gradients per row inside of one layer's backward pass; those of gate and up come in chunks."""
 
@@ -355,7 +358,8 @@ def _by_kind(
     widest = tokens if dense else kept
     made_again = widest * size(MADE_AGAIN[config.recompute]) if exact or config.recompute == "full" else 0
     backward = widest * size(BACKWARD) + made_again
-    backward += chunk(widest) * (3 if exact or config.recompute != "none" else 1)
+    in_mlp = chunk(widest) * (3 if exact or config.recompute != "none" else 1)
+    backward += max(in_mlp, widest * size(ATTENDING_AGAIN)) if config.recompute == "full" else in_mlp
 
     kinds = {
         "weights": shape.parameters * element,

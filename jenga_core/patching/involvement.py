@@ -98,7 +98,6 @@ class Involvement:
                 self.blocks,
                 keep_fraction=config.keep_fraction,
                 target_fraction=config.target_fraction,
-                run_blocks=config.target_run_blocks,
                 epoch=epoch,
             )
         self.asking_BN: Tensor | None = None

@@ -63,7 +63,6 @@ def settings_of(config: JengaConfig, layers: Sequence[int]) -> dict[str, Any]:
         "column": selection.column,
         "asked_by": selection.asked_by,
         "target_fraction": selection.target_fraction,
-        "target_run_blocks": selection.target_run_blocks,
         "keep_fraction": selection.keep_fraction,
         "context_length_tokens": config.context_length_tokens,
         "rope": config.rope.model_dump(mode="json") if config.rope else None,

@@ -274,7 +274,6 @@ def _targets(blocks: Blocks, selection: SelectionConfig, index: int) -> list[Ten
             blocks,
             keep_fraction=selection.keep_fraction,
             target_fraction=selection.target_fraction,
-            run_blocks=selection.target_run_blocks,
             epoch=place,
         )
         for place in range(PLACES)

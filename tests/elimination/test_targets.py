@@ -14,15 +14,13 @@ from jenga_core.elimination.selection import select
 from jenga_core.elimination.targets import target_blocks
 
 
-def targets(
-    labels: list[bool], *, epoch: int = 0, seed: int = 0, run_blocks: int = 99, **fractions: float
-) -> list[int]:
+def targets(labels: list[bool], *, epoch: int = 0, seed: int = 0, **fractions: float) -> list[int]:
     """Target blocks of one document with blocks of one token."""
     tokens = len(labels)
     ids = torch.randint(0, 50_000, (1, tokens), generator=torch.Generator().manual_seed(seed))
     blocks = split_into_blocks(1, tokens, block_tokens=1)
     given = {"keep_fraction": 0.4, "target_fraction": 0.5, **fractions}
-    chosen = target_blocks(ids, torch.tensor([labels]), blocks, epoch=epoch, run_blocks=run_blocks, **given)
+    chosen = target_blocks(ids, torch.tensor([labels]), blocks, epoch=epoch, **given)
     return chosen[0].nonzero().flatten().tolist()
 
 
@@ -44,18 +42,6 @@ def test_a_run_of_a_text_has_the_asked_length_and_no_gap() -> None:
     assert len(starts) > 8  # another place for another text
 
 
-def test_runs_are_spread_evenly() -> None:
-    whole = [True] * 100  # 40 kept, 20 of them targets
-    for seed in range(20):
-        chosen = targets(whole, seed=seed, run_blocks=5)  # four runs of 5, one in each quarter, turned round
-        assert len(chosen) == 20
-        starts = [block for block in chosen if (block - 1) % 100 not in chosen]
-        assert len(starts) == 4
-        assert all((block + 25) % 100 in chosen for block in chosen)
-    assert len(targets(whole, run_blocks=7)) == 18  # three runs of 6: of one length, and no more than 20
-    assert targets(whole, run_blocks=14) == targets(whole, run_blocks=99)  # one run is nearer than two
-
-
 def test_unlabelled_blocks_are_skipped_by_a_run() -> None:
     labels = [block % 2 == 0 for block in range(40)]
     run = targets(labels)  # 16 kept, 8 targets of 20 labelled
@@ -67,15 +53,15 @@ def test_unlabelled_blocks_are_skipped_by_a_run() -> None:
     size=st.integers(2, 40),
     keep_fraction=st.floats(0.05, 1.0),
     target_fraction=st.floats(0.01, 1.0),
-    run_blocks=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
 def test_every_block_is_learnt_from_once_before_one_is_twice(
-    size: int, keep_fraction: float, target_fraction: float, run_blocks: int, seed: int
+    size: int, keep_fraction: float, target_fraction: float, seed: int
 ) -> None:
     def at(epoch: int) -> list[int]:
-        fractions = {"keep_fraction": keep_fraction, "target_fraction": target_fraction}
-        return targets([True] * size, epoch=epoch, seed=seed, run_blocks=run_blocks, **fractions)
+        return targets(
+            [True] * size, epoch=epoch, seed=seed, keep_fraction=keep_fraction, target_fraction=target_fraction
+        )
 
     length = len(at(0))
     assert at(0) == at(0)
@@ -110,7 +96,6 @@ def test_targets_fit_into_the_selection(data: st.DataObject) -> None:
         blocks,
         keep_fraction=keep_fraction,
         target_fraction=data.draw(st.floats(0.01, 1.0)),
-        run_blocks=data.draw(st.integers(1, 9)),
         epoch=data.draw(st.integers(0, 5)),
     )
     assert not (chosen & ~blocks.any_token(has_label)).any()
