@@ -3,6 +3,7 @@
     peft's LoRA on a frozen linear layer         layers/lora_linear.py
     RMSNorm, Llama's and Gemma's                 layers/rms_norm.py
     gated MLP of frozen linear layers            layers/gated_mlp.py
+    frozen linear layer and ReLU, OPT's          layers/relu_linear.py
     attention with q, k, v, rotary and o         fused_attention.py, layers/rotary.py
 
 Lean means: the same function and the same gradients to within rounding, less kept for backward, fewer passes over
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from jenga_core.errors import ConfigError
 from jenga_core.layers.gated_mlp import gated_mlp
 from jenga_core.layers.lora_linear import Casts, lora_linear
+from jenga_core.layers.relu_linear import is_relu, relu_linear
 from jenga_core.layers.rms_norm import rms_norm
 from jenga_core.patching.fused_attention import class_name, lean_attention
 from jenga_core.patching.parts import Parts
@@ -52,6 +54,9 @@ _GATED_MLPS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "phi3.modeling_phi3.Phi3MLP": ("activation_fn", ("gate_up_proj",)),
 }
 """The attribute that holds the activation, and those of gate and up, or of both one above the other."""
+
+_RELU_MLPS: Mapping[str, tuple[str, str]] = {"opt.modeling_opt.OPTDecoderLayer": ("fc1", "activation_fn")}
+"""Layers that compute an MLP in their own forward: the attributes of its first linear layer and of its activation."""
 
 _NORMED_MLPS = frozenset({"gemma2.modeling_gemma2.Gemma2MLP", "gemma3.modeling_gemma3.Gemma3MLP"})
 """Those whose output the layer norms before it adds it."""
@@ -81,6 +86,11 @@ class Fused:
             lean = self._lean_form(module)
             if lean is not None:
                 self._replace(module, lean)
+            if class_name(module) in _RELU_MLPS:
+                linear, activation = (getattr(module, name) for name in _RELU_MLPS[class_name(module)])
+                if type(linear) is nn.Linear and type(activation) is nn.ReLU:
+                    self._replace(linear, functools.partial(_linear_before_relu, linear))
+                    self._replace(activation, _relu_once)
         if recompute_mlp:
             self._check_mlps(parts)
 
@@ -176,6 +186,15 @@ def _frozen_mlp(module: nn.Module, x: Tensor) -> tuple[str, list[Tensor]] | None
 def _lora(module: nn.Module, casts: Casts, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     projection = projection_of(module, x)
     return NotImplemented if projection is None or args or kwargs else lora_linear(x, projection, casts)
+
+
+def _linear_before_relu(linear: nn.Module, x: Tensor) -> Any:
+    projection = projection_of(linear, x)
+    return NotImplemented if projection is None else relu_linear(x, projection.weight_OI, projection.bias_O)
+
+
+def _relu_once(x: Tensor) -> Any:
+    return x if is_relu(x) else NotImplemented
 
 
 def _norm(module: Any, epsilon: float, offset: float, x: Tensor) -> Any:

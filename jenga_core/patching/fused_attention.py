@@ -1,17 +1,18 @@
-"""The attention modules of Llama, Mistral, Qwen 2 and Qwen 3 around their attention function, in lean parts.
+"""The attention modules of Llama, Mistral, Qwen 2, Qwen 3 and OPT around their attention function, in lean parts.
 
     q, k, v = projections of x, one autograd function          q, k normed where the model does that
     q, k turned by their positions, one autograd function      the attention function that the config names
     o = projection of what it returns
 
-The attention function is looked up at each call and given what the module itself would give it, so whoever puts another
-config into the module (attention_calls.py) is heard.
+OPT turns nothing, and scales q itself; here the attention function does. That is looked up at each call and given what
+the module itself would give it, so whoever puts another config into the module (attention_calls.py) is heard.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,15 +22,29 @@ from jenga_core.layers.lora_linear import Casts, Projection, lora_linears
 from jenga_core.layers.rotary import rotary
 from jenga_core.patching.projections import projection_of
 
-_EXTRA_ARGUMENTS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
-    "llama.modeling_llama.LlamaAttention": lambda module: {},
-    "mistral.modeling_mistral.MistralAttention": lambda module: {
-        "sliding_window": getattr(module.config, "sliding_window", None)
-    },
-    "qwen2.modeling_qwen2.Qwen2Attention": lambda module: {"sliding_window": module.sliding_window},
-    "qwen3.modeling_qwen3.Qwen3Attention": lambda module: {"sliding_window": module.sliding_window},
+
+@dataclass(frozen=True)
+class _Form:
+    """In what an attention module differs from Llama's."""
+
+    extra_arguments: Callable[[Any], dict[str, Any]] = lambda module: {}
+    """What it hands its attention function beside what all do."""
+    turns: bool = True
+    """Queries and keys are turned by their positions."""
+    output: str = "o_proj"
+    dropout: str = "attention_dropout"
+
+
+_FORMS: Mapping[str, _Form] = {
+    "llama.modeling_llama.LlamaAttention": _Form(),
+    "mistral.modeling_mistral.MistralAttention": _Form(
+        lambda module: {"sliding_window": getattr(module.config, "sliding_window", None)}
+    ),
+    "qwen2.modeling_qwen2.Qwen2Attention": _Form(lambda module: {"sliding_window": module.sliding_window}),
+    "qwen3.modeling_qwen3.Qwen3Attention": _Form(lambda module: {"sliding_window": module.sliding_window}),
+    "opt.modeling_opt.OPTAttention": _Form(turns=False, output="out_proj", dropout="dropout"),
 }
-"""Class in transformers.models: what it hands its attention function beside what all do."""
+"""By the class in transformers.models."""
 
 
 def lean_attention(class_name: str, module: Any, casts: Casts) -> Callable[..., Any] | None:
@@ -38,9 +53,9 @@ def lean_attention(class_name: str, module: Any, casts: Casts) -> Callable[..., 
     It returns NotImplemented for a call that it does not cover: a projection that is not frozen or adapted plainly,
     angles that are not as wide as a head.
     """
-    if class_name not in _EXTRA_ARGUMENTS:
+    if class_name not in _FORMS:
         return None
-    extra_arguments = _EXTRA_ARGUMENTS[class_name]
+    form = _FORMS[class_name]
     eager = sys.modules[type(module).__module__].eager_attention_forward
 
     def forward(
@@ -51,13 +66,15 @@ def lean_attention(class_name: str, module: Any, casts: Casts) -> Callable[..., 
         **kwargs: Any,
     ) -> Any:
         projections = _projections(module, hidden_states)
-        if projections is None or position_embeddings is None or position_embeddings[0].shape[-1] != module.head_dim:
+        angles = position_embeddings if form.turns else ()
+        if projections is None or angles is None or any(angle.shape[-1] != module.head_dim for angle in angles):
             return NotImplemented
         shape = (*hidden_states.shape[:-1], -1, module.head_dim)
         q, k, v = (y.view(shape) for y in lora_linears(hidden_states, projections, casts))
         q, k = getattr(module, "q_norm", _same)(q), getattr(module, "k_norm", _same)(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        q, k = rotary(q, k, *position_embeddings)
+        if angles:
+            q, k = rotary(q, k, *angles)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, module.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
@@ -67,12 +84,12 @@ def lean_attention(class_name: str, module: Any, casts: Casts) -> Callable[..., 
             k,
             v,
             attention_mask,
-            dropout=module.attention_dropout if module.training else 0.0,
+            dropout=getattr(module, form.dropout) if module.training else 0.0,
             scaling=module.scaling,
-            **extra_arguments(module),
+            **form.extra_arguments(module),
             **kwargs,
         )
-        return module.o_proj(out.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+        return getattr(module, form.output)(out.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
 
     return forward
 

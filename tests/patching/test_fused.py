@@ -18,7 +18,7 @@ from jenga_core.patching.parts import parts_of
 from tests.support.assertions import assert_bit_identical, assert_within_budget
 from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
 
-LEAN_PER_LAYER = {  # LoRA, norms, MLP, attention
+LEAN_PER_LAYER = {  # linear layers (LoRA's, and OPT's before its ReLU), norms, MLP, attention
     "llama": (4, 2, 1, 1),
     "mistral": (4, 2, 1, 1),
     "qwen2": (4, 2, 1, 1),
@@ -26,8 +26,8 @@ LEAN_PER_LAYER = {  # LoRA, norms, MLP, attention
     "gemma2": (4, 4, 1, 0),
     "gemma3_text": (4, 6, 1, 0),
     "phi3": (2, 2, 1, 0),
-    "opt": (4, 0, 0, 0),
-    "opt-post-norm": (4, 0, 0, 0),
+    "opt": (5, 0, 0, 1),
+    "opt-post-norm": (5, 0, 0, 1),
 }
 
 
@@ -198,6 +198,22 @@ def test_autocast_is_left_to_the_modules() -> None:
         loss = model(**batch).loss
         fused(model)
         assert_bit_identical("loss", model(**batch).loss, loss)
+
+
+def test_a_relu_is_computed_once_unless_its_linear_layer_is_adapted_or_watched() -> None:
+    for targets, lean_layers in ((["q_proj"], 4), (["q_proj", "fc1"], 0)):
+        model, batch = adapted(tiny_model("opt"), targets), tiny_batch()
+        dense = step(model, batch)
+        lean = fused(model)
+        assert sum(type(module) is nn.ReLU for module in lean.modules) == lean_layers
+        assert_same_step(model, batch, dense)
+        hooks = [layer.fc1.register_forward_hook(lambda _m, _given, _out: None) for layer in parts_of(model).layers]
+        assert_same_step(model, batch, dense)
+        for hook in hooks:
+            hook.remove()
+        lean.undo()
+        assert not any("forward" in module.__dict__ for module in parts_of(model).decoder.modules())
+        assert_identical_step(model, batch, dense)
 
 
 def test_recompute_that_no_module_can_honour_is_refused() -> None:
