@@ -65,6 +65,7 @@ def _cases() -> list[Case]:
         case("llama-2-7b", 8192),
         case("llama-2-7b", 8192, recompute="full"),
         case("llama-2-7b", 32768, recompute="full"),
+        case("llama-2-7b", 32768, recompute="full", keep_fraction=0.1),
         case("qwen3-8b", 8192),
         case("qwen3-8b", 16384, recompute="mlp"),
         case("opt-1.3b", 8192),

@@ -129,7 +129,8 @@ def work(
         entry_layer: None means three fifths of the layers, the default.
     """
     chosen = POLICIES[policy]
-    step = _Step(shape, tokens, involved, shape.layers * 3 // 5 if entry_layer is None else entry_layer, recompute)
+    again = "full" if chosen.uses_checkpointing else recompute
+    step = _Step(shape, tokens, involved, shape.layers * 3 // 5 if entry_layer is None else entry_layer, again)
     selection = (chosen.fields or {}).get("selection", {})
     if not chosen.is_sparse:
         step.dense(range(shape.layers))

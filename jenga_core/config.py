@@ -266,9 +266,9 @@ class JengaConfig(_Part):
     """How the loss is computed."""
 
     recompute: Literal["none", "mlp", "full"] = "none"
-    """What is computed again instead of kept. `none`: nothing in layers that compute with gradient; of those that the
-    exact pass has computed, all but input, attention output, keys and values. `mlp`: gate and up, too. `full`: all but
-    a layer's input; least memory, for the longest contexts."""
+    """What is computed again instead of kept. `none`: norms; in layers that the exact pass has computed, all but input,
+    attention output, keys and values. `mlp`: gate and up, too. `full`: all but a layer's input; least memory, for the
+    longest contexts."""
 
     fused: bool = True
     """Layers whose structure is known run as fewer and leaner operations. False leaves them to transformers and peft,

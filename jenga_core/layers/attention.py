@@ -52,9 +52,9 @@ class Attended:
     v_BKTD: Tensor | None = None
     """As k."""
     o_BHTD: Tensor | None = None
-    """The output of the rows."""
+    """The output, of all tokens or of the rows alone (`at_rows`)."""
     lse_BHT: Tensor | None = None
-    """Log of the softmax's sum, float32."""
+    """Log of the softmax's sum, float32; as o."""
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -5,9 +5,10 @@ of the batch, n of them involved, and 2 bytes an element (4 on a CPU), the memor
 
     weights    parameters x 2
     adapter    16 a: parameter, gradient and AdamW's two moments in float32, of a = r x sum(in + out) parameters
-    + the largest of three moments
+    + the largest of these moments
         exact pass   its layers hold WAITING[recompute] of all T tokens, until the set is chosen (decision 0007), and
                      the last of them is at its widest: either in its MLP, or where scores are made
+        keys again   with recompute `full`, what that leaves, and KEYS_AGAIN of the layer whose turn it is
         loss         what is kept for backward, and LOGIT elements for each of segment_tokens x V logits
         backward     what is kept, and one layer's gradients; with recompute, also what it left out
 
@@ -66,6 +67,10 @@ EXACT_MLP = {"E": 3, "Q": 0, "K": 0, "F": 0}
 
 SCORING = {"E": 2, "Q": 3, "K": 2, "F": 0}
 """Elements per row where scores are made: x, what is normed; q and k before and after rotation."""
+
+KEYS_AGAIN = {"E": 3, "Q": 2, "K": 1, "F": 0}
+"""What each token has in the layer whose keys and values are made again: x, the next layer's, what is normed; q before
+and after rotation, k before it."""
 
 ATTENDING_AGAIN = {"E": 2, "Q": 2, "K": 0, "F": 0}
 """What a row has beside that while it attends again in backward; gate and up are not there then."""
@@ -375,7 +380,11 @@ def _by_kind(
         together = exact if selection.scope == "carried" else 1
         waiting = together * tokens * (size(WAITING[config.recompute]) + lse)
         inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
-        moments.append({"activations": dense * tokens * leaves, "waiting": waiting, "temporaries": inside})
+        below = dense * tokens * leaves
+        moments.append({"activations": below, "waiting": waiting, "temporaries": inside})
+        if config.recompute == "full":
+            left_over = exact * (keys_and_values + kept * size(REPLAYED["full"]))
+            moments.append({"activations": below + left_over, "temporaries": tokens * size(KEYS_AGAIN)})
     none = {"activations": 0, "waiting": 0, "loss": 0, "temporaries": 0}
     worst = max(moments, key=lambda moment: sum(moment.values()))
     return {**kinds, **none, **worst}

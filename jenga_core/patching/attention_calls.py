@@ -104,6 +104,9 @@ def _call(
 ) -> tuple[Tensor, None]:
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     config: Any = module.config
+    if torch.is_autocast_enabled(query.device.type):  # rotated in float32; autocast would cast what sdpa is given
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (each if each.dtype == torch.float64 else each.to(dtype) for each in (query, key, value))
     if config.loaded_with == "sdpa":
         softcap = None  # transformers' sdpa leaves the cap out, so the model as it was loaded has none
     out_BHGD = config.jenga_function(AttentionCall(query, key, value, scale, sliding_window, softcap, dropout))

@@ -67,8 +67,10 @@ def run_exactly(
             )
         sight = involvement.sight(call.window_tokens, among)
         o_BHxD, lse_BHx = attend(call, sight)
-        keeps_all = involvement.recompute != "full"
-        attended.append(Attended(sight, call.k_BKGD, call.v_BKGD, o_BHxD, lse_BHx) if keeps_all else Attended(sight))
+        if involvement.recompute == "full":
+            attended.append(Attended(sight))
+        else:
+            attended.append(Attended(sight, _alone(call.k_BKGD), _alone(call.v_BKGD), o_BHxD, lse_BHx))
         return o_BHxD
 
     layer = involvement.parts.layers[index]
@@ -90,15 +92,42 @@ def rows_of_exact_layer(
     selection: Selection,
 ) -> Tensor:
     """The involved rows that leave a layer whose exact pass has been, with gradient; x are those that enter it."""
+    if not torch.is_grad_enabled():
+        return take_rows(y_BTE, selection.token_index_BG)
     layer, architecture, attended = involvement.parts.layers[index], involvement.parts.architecture, left.attended
     if attended.k_BKTD is None:
+        if left.drew_random_numbers:
+            raise _would_differ(index)
         call = attention_call(layer, architecture, left.x_BxE, left.arguments)
-        attended = replace(attended, k_BKTD=call.k_BKGD, v_BKTD=call.v_BKGD)
+        attended = replace(attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
     if left.drew_random_numbers:
         with attention_by(layer, architecture, lambda call: attention_over_new_keys(call, attended, selection)):
             return involvement.layer_forwards[index](x_BGE, **without_mask(row_arguments))
     y_BGE = take_rows(y_BTE, selection.token_index_BG)
     return replayed(involvement, index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
+
+
+def run_and_replay(
+    involvement: Involvement, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None = None
+) -> Tensor:
+    """The layer's output for rows that all have gradient, which keep nothing but their input."""
+    y_BxE, left = run_exactly(involvement, index, x_BxE, arguments, among)
+    if left.drew_random_numbers:
+        raise _would_differ(index)
+    return replayed(involvement, index, x_BxE, y_BxE, left.attended, arguments, among)
+
+
+def _would_differ(index: int) -> ConfigError:
+    return ConfigError(
+        f"recompute='full' computes layer {index} twice, but it drops out at random and would differ; set dropout to "
+        "0, of the adapter and of the model's config, or use recompute='none'",
+        param="jenga.recompute",
+    )
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Not a part of something larger, which would be kept with it (Phi-3's v, of its q, k and v)."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def replayed(

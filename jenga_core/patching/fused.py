@@ -87,9 +87,9 @@ class Fused:
             if lean is not None:
                 self._replace(module, lean)
             if class_name(module) in _RELU_MLPS:
-                linear, activation = (getattr(module, name) for name in _RELU_MLPS[class_name(module)])
+                linear, activation = _relu_mlp(module)
                 if type(linear) is nn.Linear and type(activation) is nn.ReLU:
-                    self._replace(linear, functools.partial(_linear_before_relu, linear))
+                    self._replace(linear, functools.partial(_linear_before_relu, module))
                     self._replace(activation, _relu_once)
         if recompute_mlp:
             self._check_mlps(parts)
@@ -188,7 +188,16 @@ def _lora(module: nn.Module, casts: Casts, x: Tensor, *args: Any, **kwargs: Any)
     return NotImplemented if projection is None or args or kwargs else lora_linear(x, projection, casts)
 
 
-def _linear_before_relu(linear: nn.Module, x: Tensor) -> Any:
+def _relu_mlp(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    linear, activation = _RELU_MLPS[class_name(layer)]
+    return getattr(layer, linear), getattr(layer, activation)
+
+
+def _linear_before_relu(layer: nn.Module, x: Tensor) -> Any:
+    """With the ReLU, if that is still what comes next and nobody looks between them."""
+    linear, activation = _relu_mlp(layer)
+    if type(linear) is not nn.Linear or type(activation) is not nn.ReLU or not is_unobserved(activation):
+        return NotImplemented
     projection = projection_of(linear, x)
     return NotImplemented if projection is None else relu_linear(x, projection.weight_OI, projection.bias_O)
 

@@ -34,8 +34,8 @@ from jenga_core.layers.residual_rows import ResidualRows
 from jenga_core.layers.rows import put_rows, take_rows
 from jenga_core.patching.exact_pass import (
     ExactLayer,
-    replayed,
     rows_of_exact_layer,
+    run_and_replay,
     run_exactly,
 )
 from jenga_core.patching.involvement import Involvement
@@ -168,14 +168,7 @@ def _with_gradient(
 ) -> Tensor:
     """The layer for rows that all have gradient: all tokens, or the involved ones `among` themselves."""
     if involvement.recompute == "full" and torch.is_grad_enabled():
-        y_BxE, left = run_exactly(involvement, index, x_BxE, arguments, among)
-        if left.drew_random_numbers:
-            raise ConfigError(
-                f"recompute='full' computes layer {index} twice, but it drops out at random and would differ; set "
-                "dropout to 0, of the adapter and of the model's config, or use recompute='none'",
-                param="jenga.recompute",
-            )
-        return replayed(involvement, index, x_BxE, y_BxE, left.attended, arguments, among)
+        return run_and_replay(involvement, index, x_BxE, arguments, among)
     with nullcontext() if among is None else involvement.mlp_elimination(index, among):
         return involvement.layer_forwards[index](x_BxE, **arguments)
 

@@ -74,7 +74,7 @@ def test_every_policy_is_a_config(policy: str, tmp_path: Path) -> None:
     setting = Setting(tmp_path, 16384, 10, 0.25, 1e-3, tmp_path, {"selection": {"block_tokens": 32}})
     config = config_of(POLICIES[policy], setting, own_context=8192)
     assert config.selection.keep_fraction == 0.25
-    assert config.selection.block_tokens == 32
+    assert config.selection.block_tokens == POLICIES[policy].selection.get("block_tokens", 32)
     assert config.rope is not None
     assert config.rope.factor == 2
     assert POLICIES[policy].loss_of is None or POLICIES[policy].loss_of in POLICIES
@@ -94,10 +94,15 @@ def test_the_summary_compares_seed_by_seed(tmp_path: Path, capsys: pytest.Captur
         row("jenga", 1, 30.6),
         row("jenga", 0, 25.0, changed={"fused": False}),
         row("dense-same-loss", 0, 20.1),
+        row("dense", 0, 10.0, learning_rate=0.002),
+        row("jenga", 0, 11.0, learning_rate=0.002),
     ]
     lines = summary(found).splitlines()
     assert lines[0] == "novels, 8192 tokens, 40% kept, rate 0.001"
     assert "jenga | 200 | 2 | 25.400 | +1.50% | +0.50%" in lines
+    assert lines.index("novels, 8192 tokens, 40% kept, rate 0.002") < lines.index(
+        "jenga | 200 | 1 | 11.000 | +10.00% | "
+    )
     assert 'jenga {"fused": false} | 200 | 1 | 25.000 | +25.00% | +24.38%' in lines
     out = tmp_path / "rows.json"
     out.write_text(json.dumps(found))

@@ -15,7 +15,7 @@ from jenga_core.memory.accounting import saved_activations
 from jenga_core.patching import exact_pass, routes
 from jenga_core.patching.exact_pass import run_exactly
 from tests.patching.test_parity import with_adapter
-from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
 
 
 def deferred(recompute: str = "none", **selection: object) -> JengaConfig:
@@ -130,8 +130,14 @@ def test_full_leaves_of_a_layer_its_input_alone() -> None:
         model, batch = with_adapter(tiny_model().double()), tiny_batch(batch=1, tokens=80, padded=False)
         apply_jenga(model, deferred(recompute))
         left[recompute] = layers = []
+
+        def spy(*args: object) -> object:
+            layers.append(run_exactly(*args))  # noqa: B023
+            return layers[-1]  # noqa: B023
+
         with (
-            mock.patch.object(routes, "run_exactly", lambda *args: layers.append(run_exactly(*args)) or layers[-1]),  # noqa: B023
+            mock.patch.object(routes, "run_exactly", spy),
+            mock.patch.object(exact_pass, "run_exactly", spy),
             mock.patch.object(exact_pass, "replay", wraps=exact_pass.replay) as replay,
         ):
             model(**batch)
@@ -142,3 +148,47 @@ def test_full_leaves_of_a_layer_its_input_alone() -> None:
         assert after.o_BHTD is None
         torch.testing.assert_close(after.k_BKTD, before.k_BKTD)
         torch.testing.assert_close(after.v_BKTD, before.v_BKTD)
+
+
+def test_dropout_that_full_would_draw_again_is_refused_where_all_layers_are_exact() -> None:
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, lora_dropout=0.5, target_modules=["k_proj", "v_proj"]))
+    apply_jenga(model, deferred("full", unselected="forward_only"))
+    with pytest.raises(ConfigError, match="recompute='full' computes layer 0 twice"):
+        model(**tiny_batch(batch=1))
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_keys_and_values_that_are_kept_hold_nothing_else(model_type: str, recompute: str) -> None:
+    model, batch = with_adapter(tiny_model(model_type)), tiny_batch(batch=1, tokens=80, padded=False)
+    apply_jenga(model, deferred(recompute))
+    with mock.patch.object(exact_pass, "replay", wraps=exact_pass.replay) as replay:
+        model(**batch)
+    kept = [call.args[3] for call in replay.call_args_list[:2]]
+    assert len(kept) == 2
+    for tensor in (tensor for attended in kept for tensor in (attended.k_BKTD, attended.v_BKTD)):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_without_gradient_nothing_is_made_again() -> None:
+    model, batch = with_adapter(tiny_model()), tiny_batch(batch=1, tokens=80, padded=False)
+    handle = apply_jenga(model, deferred("full"))
+    runs = [count_runs(layer.input_layernorm) for layer in handle.parts.layers]
+    with torch.no_grad():
+        loss = model(**batch).loss
+    assert [len(of_layer) for of_layer in runs] == [1, 1, 2, 1]  # the layer that selects scores first
+    torch.testing.assert_close(loss, model(**batch).loss.detach())
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "opt"])
+def test_autocast_on_a_float32_model(model_type: str, recompute: str) -> None:
+    """Rotation leaves q and k in float32 where v is in bfloat16."""
+    model, batch = with_adapter(tiny_model(model_type)), tiny_batch(batch=2, tokens=80)
+    apply_jenga(model, deferred(recompute))
+    true = model(**batch).loss.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert abs(float(loss.detach() - true)) < 0.1
+    assert all(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from jenga_core.errors import ConfigError
 from jenga_core.memory.accounting import saved_activations
+from jenga_core.patching import fused as fused_module
+from jenga_core.patching import fused_attention
 from jenga_core.patching.architectures import architecture_of
 from jenga_core.patching.fused import Fused, fuse
 from jenga_core.patching.parts import parts_of
@@ -200,20 +204,54 @@ def test_autocast_is_left_to_the_modules() -> None:
         assert_bit_identical("loss", model(**batch).loss, loss)
 
 
-def test_a_relu_is_computed_once_unless_its_linear_layer_is_adapted_or_watched() -> None:
-    for targets, lean_layers in ((["q_proj"], 4), (["q_proj", "fc1"], 0)):
-        model, batch = adapted(tiny_model("opt"), targets), tiny_batch()
-        dense = step(model, batch)
-        lean = fused(model)
-        assert sum(type(module) is nn.ReLU for module in lean.modules) == lean_layers
+def test_opt_attends_and_rectifies_in_lean_form() -> None:
+    model, batch = adapted(tiny_model("opt")), tiny_batch()
+    dense = step(model, batch)
+    lean = fused(model)
+    with (
+        mock.patch.object(fused_module, "relu_linear", wraps=fused_module.relu_linear) as rectified,
+        mock.patch.object(fused_attention, "lora_linears", wraps=fused_attention.lora_linears) as projected,
+        mock.patch.object(nn.functional, "relu", wraps=nn.functional.relu) as again,
+    ):
         assert_same_step(model, batch, dense)
-        hooks = [layer.fc1.register_forward_hook(lambda _m, _given, _out: None) for layer in parts_of(model).layers]
-        assert_same_step(model, batch, dense)
-        for hook in hooks:
-            hook.remove()
-        lean.undo()
-        assert not any("forward" in module.__dict__ for module in parts_of(model).decoder.modules())
-        assert_identical_step(model, batch, dense)
+    assert [len(call.args[1]) for call in projected.call_args_list] == [3] * 4
+    assert (rectified.call_count, again.call_count) == (4, 0)
+    lean.undo()
+    assert not any("forward" in module.__dict__ for module in parts_of(model).decoder.modules())
+    assert_identical_step(model, batch, dense)
+
+
+def _adapt(model: PeftModel) -> None:
+    model.add_adapter("another", LoraConfig(r=4, target_modules=["fc1"], init_lora_weights=False))
+    model.base_model.set_adapter(["default", "another"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _adapt,
+        lambda model: [
+            each.fc1.register_forward_hook(lambda _m, _g, out: out + 0.1) for each in parts_of(model).layers
+        ],
+        lambda model: [
+            each.activation_fn.register_forward_pre_hook(lambda _m, given: (given[0] + 0.3,))
+            for each in parts_of(model).layers
+        ],
+        lambda model: [setattr(each, "activation_fn", nn.GELU()) for each in parts_of(model).layers],
+    ],
+    ids=["adapter on fc1", "hook on fc1", "hook on the activation", "another activation"],
+)
+def test_what_comes_between_fc1_and_its_relu_later_is_heard(change: Callable[[Any], object]) -> None:
+    model, batch = adapted(tiny_model("opt"), ["q_proj"]), tiny_batch()
+    lean = fused(model)
+    change(model)
+    ours = step(model, batch)
+    lean.begin_step(active=False)
+    assert_same_step(model, batch, ours)
+    with mock.patch.object(fused_module, "relu_linear") as rectified:
+        lean.begin_step(active=True)
+        model(**batch)
+    assert rectified.call_count == 0
 
 
 def test_recompute_that_no_module_can_honour_is_refused() -> None:
