@@ -15,8 +15,9 @@ gradient).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -158,13 +159,16 @@ class LoraConfig(_Part):
     or what the architecture has in their place."""
 
 
+MAX_ROPE_FACTOR = 64
+
+
 class RopeConfig(_Part):
     """Context extension: how rotary positions are stretched past the model's own length."""
 
     type: Literal["linear", "dynamic", "yarn"] = "linear"
     """`linear` position interpolation, `dynamic` NTK, or `yarn`."""
 
-    factor: float = Field(default=2.0, gt=1, le=64)
+    factor: float = Field(default=2.0, gt=1, le=MAX_ROPE_FACTOR)
     """New length over the model's own."""
 
 
@@ -329,7 +333,7 @@ class JengaConfig(_Part):
             where = ".".join([param, *(str(part) for part in first["loc"])])
             message = first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
-                message = "no such setting; jenga_core/config.py lists them"
+                message = f"no such setting; {_advice([str(part) for part in first['loc']], param)}"
             got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
             raise ConfigError(f"{where}: {message}{got}", param=where) from error
 
@@ -337,3 +341,24 @@ class JengaConfig(_Part):
     def preset(cls, name: str, **overrides: Any) -> JengaConfig:
         """`JengaConfig.preset("jenga", keep_fraction=0.4)`: a preset with some fields replaced."""
         return cls.parse({"preset": name, **overrides}, param="JengaConfig")
+
+
+def _advice(given: Sequence[str], param: str) -> str:
+    """The setting that was meant, or else those there are beside it."""
+    *part, name = given
+    names = list(_names(JengaConfig))
+    by_last = {each.rpartition(".")[2]: each for each in reversed(names)}  # of two alike, the one nearer to the top
+    meant = next((by_last[each] for each in get_close_matches(name, by_last, n=1, cutoff=0.8)), None)
+    if meant is not None:
+        return f"did you mean {param}.{meant}?"
+    beside = [each.rpartition(".")[2] for each in names if each.rpartition(".")[0] == ".".join(part)]
+    return f"there are {', '.join(beside)}"
+
+
+def _names(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Of all settings, with those that they are in."""
+    for name, field in part.model_fields.items():
+        yield prefix + ("preset" if name == "preset_name" else name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _names(kind, f"{prefix}{name}.")

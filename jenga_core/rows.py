@@ -70,15 +70,17 @@ def parse_row(line: bytes) -> Row:
     if len(line) > MAX_ROW_BYTES:
         raise DataError(f"the row has {len(line)} bytes; at most {MAX_ROW_BYTES} are allowed, split the document")
     try:
-        value = json.loads(line.decode("utf-8"), parse_constant=_no_constants)
+        value = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constants)  # some editors begin with a mark
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8 (byte {error.start})") from error
     except RecursionError as error:
         raise DataError("nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"not valid JSON: {error.msg} (character {error.pos + 1})") from error
     except ValueError as error:
         raise DataError(f"not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"expected a JSON object, got {type(value).__name__}")
+        raise DataError(f"expected a JSON object, got {_kind(value)}")
     if "messages" in value:
         return ChatRow(_messages(value["messages"]))
     if "text" in value:
@@ -91,7 +93,7 @@ def parse_row(line: bytes) -> Row:
 def _text(value: dict[str, Any], key: str, *, may_be_empty: bool = False) -> str:
     text = value.get(key)
     if not isinstance(text, str):
-        raise DataError(f"'{key}' must be a string, got {type(text).__name__}")
+        raise DataError(f"'{key}' must be a string, got {_kind(text)}")
     if not text.strip() and not may_be_empty:
         raise DataError(f"'{key}' is empty")
     return text
@@ -103,14 +105,20 @@ def _messages(messages: Any) -> tuple[dict[str, Any], ...]:
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if not isinstance(message, dict):
-            raise DataError(f"{where} must be an object, got {type(message).__name__}")
+            raise DataError(f"{where} must be an object, got {_kind(message)}")
         if message.get("role") not in ROLES:
             raise DataError(f"{where}.role must be one of {', '.join(ROLES)}; got {message.get('role')!r}")
         if not isinstance(message.get("content"), str):
-            raise DataError(f"{where}.content must be a string, got {type(message.get('content')).__name__}")
+            raise DataError(f"{where}.content must be a string, got {_kind(message.get('content'))}")
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise DataError("no assistant message with content: there is nothing to learn from")
     return tuple(messages)
+
+
+def _kind(value: Any) -> str:
+    """As JSON calls it."""
+    kinds = {bool: "true or false", dict: "an object", list: "a list", str: "a string", type(None): "nothing"}
+    return kinds.get(type(value), "a number")
 
 
 def _no_constants(name: str) -> Any:

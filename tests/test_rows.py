@@ -30,27 +30,31 @@ def test_the_three_kinds(value: dict[str, object], row: rows.Row) -> None:
     assert parse_row(json.dumps(value).encode()) == row
 
 
+def test_a_byte_order_mark_is_passed_over() -> None:
+    assert parse_row(b'\xef\xbb\xbf{"text": "x"}') == rows.TextRow("x")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"{", "not valid JSON"),
+        (b"{", "not valid JSON: Expecting property name enclosed in double quotes (character 2)"),
         (b'{"text": NaN}', "NaN is not JSON"),
         (b'{"text": "\xff"}', "not UTF-8 (byte 10)"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"[1]", "expected a JSON object, got list"),
+        (b"[1]", "expected a JSON object, got a list"),
         (b"{}", "got the keys []"),
         (b'{"content": "x"}', "expected 'text', 'messages', or 'prompt' and 'completion'; got the keys ['content']"),
-        (b'{"text": 3}', "'text' must be a string, got int"),
+        (b'{"text": 3}', "'text' must be a string, got a number"),
         (b'{"text": " \\n"}', "'text' is empty"),
-        (b'{"prompt": "p"}', "'completion' must be a string, got NoneType"),
-        (b'{"completion": "c"}', "'prompt' must be a string, got NoneType"),
+        (b'{"prompt": "p"}', "'completion' must be a string, got nothing"),
+        (b'{"completion": "c"}', "'prompt' must be a string, got nothing"),
         (b'{"prompt": "p", "completion": ""}', "'completion' is empty"),
         (b'{"messages": []}', "'messages' must be a non-empty list"),
         (b'{"messages": "hello"}', "'messages' must be a non-empty list"),
-        (b'{"messages": [1]}', "messages[0] must be an object, got int"),
+        (b'{"messages": [1]}', "messages[0] must be an object, got a number"),
         (b'{"messages": [{"role": "robot", "content": ""}]}', "messages[0].role must be one of"),
         (b'{"messages": [{"role": ["user"], "content": ""}]}', "messages[0].role must be one of"),
-        (b'{"messages": [{"role": "user"}]}', "messages[0].content must be a string, got NoneType"),
+        (b'{"messages": [{"role": "user"}]}', "messages[0].content must be a string, got nothing"),
         (b'{"messages": [{"role": "user", "content": "hi"}]}', "nothing to learn from"),
         (b'{"messages": [{"role": "assistant", "content": " "}]}', "nothing to learn from"),
     ],

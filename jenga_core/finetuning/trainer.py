@@ -132,7 +132,7 @@ def finetune(
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        warmup_steps=min(20, plan.total_steps // 10),
+        warmup_steps=min(20, plan.total_steps // 10) if plan.total_steps >= 20 else 0,  # of 1, it would be a rate of 0
         adam_beta2=0.95,
         weight_decay=0.0,
         max_grad_norm=1.0,

@@ -241,8 +241,10 @@ def estimate(
     )
 
 
-def longest_context(shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int) -> int:
-    """The largest context_length_tokens, in whole blocks, that fits a GPU of that size; 0 when not even a block does.
+def longest_context(
+    shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int, device_kind: str = "cuda"
+) -> int:
+    """The largest context_length_tokens, in whole blocks, that fits a device of that size; 0 if not even a block does.
 
     The model's own limit on positions is not looked at.
     """
@@ -250,7 +252,7 @@ def longest_context(shape: ModelShape, config: JengaConfig, batch_size: int, cap
 
     def fits(blocks: int) -> bool:
         longer = config.model_copy(update={"context_length_tokens": blocks * block})
-        return estimate(shape, longer, batch_size).device_bytes <= capacity_bytes
+        return estimate(shape, longer, batch_size, device_kind=device_kind).device_bytes <= capacity_bytes
 
     fit, too_long = 0, max(LONGEST_TOKENS // block, 1)
     while too_long - fit > 1:
@@ -259,15 +261,17 @@ def longest_context(shape: ModelShape, config: JengaConfig, batch_size: int, cap
     return fit * block
 
 
-def smallest_change(shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int) -> str | None:
-    """The change that costs least and makes the job fit a GPU of that size, in words; None when nothing does.
+def smallest_change(
+    shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int, device_kind: str = "cuda"
+) -> str | None:
+    """The change that costs least and makes the job fit a device of that size, in words; None when nothing does.
 
     Tried in this order: computing again what was not kept (costs time), smaller micro-batches, fewer kept tokens (costs
     quality), both, a shorter context.
     """
 
     def fits(changed: JengaConfig, batch: int) -> bool:
-        return estimate(shape, changed, batch).device_bytes <= capacity_bytes
+        return estimate(shape, changed, batch, device_kind=device_kind).device_bytes <= capacity_bytes
 
     for recompute in _more_recomputed(shape, config):
         if fits(config.model_copy(update={"recompute": recompute}), batch_size):
@@ -283,7 +287,7 @@ def smallest_change(shape: ModelShape, config: JengaConfig, batch_size: int, cap
             if sparse is not None and fits(sparse, batch_size):
                 method = "" if config.enabled else "preset='jenga' with "
                 return " and ".join([*changes, f"{method}keep_fraction {fraction:g}"])
-    longest = longest_context(shape, leanest, 1, capacity_bytes)
+    longest = longest_context(shape, leanest, 1, capacity_bytes, device_kind)
     if longest < config.selection.block_tokens * 2:
         return None
     return ", ".join([*computed_again, f"batch_size 1 and context_length_tokens {longest}"])

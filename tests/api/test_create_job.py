@@ -85,6 +85,7 @@ def test_an_overruled_setting_is_a_warning_among_the_events(api: Api) -> None:
 
 _BAD_INPUT = [
     ({"model": "unknown"}, 404, "model_not_found", "model"),
+    ({"model": "ft:model:team::abc"}, 404, "model_not_found", "model"),
     ({"training_file": "file-unknown"}, 404, "not_found", "training_file"),
     ({"validation_file": "file-unknown"}, 404, "not_found", "validation_file"),
     ({"jenga": {"context_length_tokens": 257}}, 400, "context_too_long", "jenga.context_length_tokens"),
@@ -162,7 +163,7 @@ def test_too_long_a_context_names_both_lengths_and_the_remedy(api: Api) -> None:
     message = error_of(api.create(jenga={"context_length_tokens": 700}), 400)["message"]
     assert "700" in message
     assert "256 tokens" in message
-    assert "jenga.rope, e.g. {'type': 'yarn', 'factor': 3}" in message
+    assert 'jenga.rope, e.g. {"type": "yarn", "factor": 3}' in message
     assert api.create(jenga={"context_length_tokens": 700, "rope": {"type": "yarn", "factor": 3}}).status_code == 200
 
 

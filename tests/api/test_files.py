@@ -39,7 +39,7 @@ def test_upload_and_download(api: Api) -> None:
 
 _WRONG_ROWS = [
     (ROW + b"{broken\n", "Row 2: not valid JSON"),
-    (ROW + ROW + b'{"text": 3}\n', "Row 3: 'text' must be a string, got int"),
+    (ROW + ROW + b'{"text": 3}\n', "Row 3: 'text' must be a string, got a number"),
     (b'{"messages": []}\n', "Row 1: 'messages' must be a non-empty list"),
     (b'{"a\\u0000b": 1}\n', "Row 1: expected 'text', 'messages'"),
     (b'{"text": "\xff"}\n', "Row 1: not UTF-8"),

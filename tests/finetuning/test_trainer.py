@@ -101,6 +101,14 @@ def test_training_lowers_the_loss_and_counts_what_it_saw(tmp_path: Path) -> None
     assert [folder.name for folder in watcher.checkpoints] == ["checkpoint-16", "checkpoint-32"]
 
 
+def test_a_short_run_wastes_no_step_on_a_rate_of_zero(tmp_path: Path) -> None:
+    watcher, _, _ = run(tmp_path, config(max_steps=12))
+    rates = [watcher.steps[step]["learning_rate"] for step in sorted(watcher.steps)]
+    assert rates[0] == pytest.approx(1e-2)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0
+
+
 def test_a_resumed_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
     """Random selection makes the check sharp: the generator's state must come back too."""
     settings = config(max_steps=8, selection={"block_tokens": 8, "score": "random"})

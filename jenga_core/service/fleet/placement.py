@@ -131,7 +131,7 @@ def _reason(waiter: Waiter, made: Plan, slots: Sequence[Slot], full: Collection[
     for slot in slots:
         by_host.setdefault(slot.host, []).append(slot)
     if not any(sum(map(waiter.fits, devices)) >= waiter.gpus for devices in by_host.values()):
-        return f"no worker that is online has {_wanted(waiter)}"
+        return f"no worker that is online has {_wanted(waiter, slots)}"
     order = made.ahead[waiter.job_id]
     if waiter.job_id in made.starts:
         return f"{order}; a worker is about to take it"
@@ -141,12 +141,14 @@ def _reason(waiter: Waiter, made: Plan, slots: Sequence[Slot], full: Collection[
     counted = f"{busy} of {len(fitting)} are busy"
     if foreign:
         counted += f", {foreign} held by processes that are no jobs of this service"
-    return f"{order}; waits for {_wanted(waiter)}: {counted}"
+    return f"{order}; waits for {_wanted(waiter, slots)}: {counted}"
 
 
-def _wanted(waiter: Waiter) -> str:
+def _wanted(waiter: Waiter, slots: Sequence[Slot]) -> str:
     devices = "a free device" if waiter.gpus == 1 else f"{waiter.gpus} free devices of one host"
-    return devices if waiter.memory_bytes is None else f"{devices} with {waiter.memory_bytes / 2**30:.1f} GiB"
+    if waiter.memory_bytes is None or all(slot.is_cpu for slot in slots):
+        return devices
+    return f"{devices} with {waiter.memory_bytes / 2**30:.1f} GiB"
 
 
 def _lock(session: Session) -> None:

@@ -7,6 +7,7 @@ of the fleet. Nothing is written, so a request that is refused leaves no job.
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jenga_core.config import JengaConfig
+from jenga_core.config import MAX_ROPE_FACTOR, JengaConfig
 from jenga_core.errors import ConfigError, DataError
 from jenga_core.memory.estimate import ModelShape, estimate, longest_context, smallest_change
 from jenga_core.patching.architectures import architecture_of, check_rope
@@ -114,15 +115,16 @@ def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
     factor = config.rope.factor if config.rope else 1
     if wanted > own * factor:
         needed = math.ceil(wanted / own)
+        advice = "lower it"
+        if architecture_of(model.model_type).rope_types and needed <= MAX_ROPE_FACTOR:
+            stretched = json.dumps({"type": "yarn", "factor": needed})
+            advice = f"lower it, or stretch the positions with jenga.rope, e.g. {stretched}"
+        elif architecture_of(model.model_type).rope_types:
+            advice = f"stretched positions reach {own * MAX_ROPE_FACTOR} at most (jenga.rope.factor {MAX_ROPE_FACTOR})"
         raise ConfigError(
             f"jenga.context_length_tokens is {wanted}, but {model.id} takes {own} tokens"
             + (f" x {factor:g} (jenga.rope.factor)" if config.rope else "")
-            + "; lower it"
-            + (
-                f", or stretch the positions with jenga.rope, e.g. {{'type': 'yarn', 'factor': {needed}}}"
-                if architecture_of(model.model_type).rope_types
-                else ""
-            ),
+            + f"; {advice}",
             code="context_too_long",
             param="jenga.context_length_tokens",
         )
@@ -130,7 +132,7 @@ def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
     if entry is not None and entry >= layers:
         raise ConfigError(
             f"jenga.selection.entry_layer is {entry}, but {model.id} has {layers} layers, counted from 0; "
-            f"give one below {layers}, or leave it out for half of them",
+            f"give one below {layers}, or leave it out for three fifths of them",
             param="jenga.selection.entry_layer",
         )
 
@@ -142,9 +144,10 @@ def _memory_bytes(
     request: JobRequest,
     hyperparameters: Mapping[str, Any],
 ) -> int:
-    """What a GPU must have for the job. Raises ConfigError when the fleet has GPUs, and none or not enough for it.
+    """What a GPU must have for the job. Raises ConfigError when the fleet has devices, and none or not enough for it.
 
-    Hosts that are away at the moment count: they may come back. A CPU's memory is everybody's, and not looked at.
+    Hosts that are away at the moment count: they may come back. A CPU's memory is everybody's: there a job is refused
+    only if the least that it can need is more than all of it.
     """
     shape = ModelShape.from_folder(registry.folder_of(settings, model), parameters=model.parameters)
     batch_size = batch_size_of(hyperparameters)
@@ -159,14 +162,18 @@ def _memory_bytes(
             param="jenga.gpus",
         )
     devices = [device for host in by_host.values() if len(host) >= request.gpus for device in host]
-    largest = max((device.memory_bytes for device in devices if device.kind == "cuda"), default=None)
-    if largest is None or predicted.device_bytes <= largest or any(device.kind == "cpu" for device in devices):
+    largest_of = {kind: [each.memory_bytes for each in devices if each.kind == kind] for kind in ("cuda", "cpu")}
+    largest_gpu, largest_cpu = (max(sizes, default=0) for sizes in largest_of.values())
+    on_cpu = estimate(shape, request.config, batch_size, device_kind="cpu")
+    if not devices or predicted.device_bytes <= largest_gpu or (largest_cpu and on_cpu.low_bytes <= largest_cpu):
         return predicted.device_bytes
-    longest = longest_context(shape, request.config, batch_size, largest)
-    change = smallest_change(shape, request.config, batch_size, largest)
+    kind, name, largest = ("cuda", "GPU", largest_gpu) if largest_gpu else ("cpu", "CPU", largest_cpu)
+    needed = predicted if largest_gpu else on_cpu
+    longest = longest_context(shape, request.config, batch_size, largest, kind)
+    change = smallest_change(shape, request.config, batch_size, largest, kind)
     raise ConfigError(
-        f"the job needs about {predicted.device_bytes / GIB:.1f} GiB of GPU memory ({predicted.low_bytes / GIB:.1f} to "
-        f"{predicted.high_bytes / GIB:.1f} GiB for training itself), and the largest GPU for it has "
+        f"the job needs about {needed.device_bytes / GIB:.1f} GiB of {name} memory ({needed.low_bytes / GIB:.1f} to "
+        f"{needed.high_bytes / GIB:.1f} GiB for training itself), and the largest {name} for it has "
         f"{largest / GIB:.1f} GiB; with these settings "
         + (f"a context of up to {longest} tokens fits" if longest else "no context fits")
         + (f"; at {request.config.context_length_tokens} tokens {change} would fit" if change else ""),

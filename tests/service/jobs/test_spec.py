@@ -72,9 +72,18 @@ def test_a_job_that_fits_no_gpu_is_refused_with_what_would(
     assert job_of(database, settings, seeded, recompute="mlp").memory_bytes is not None
 
 
-def test_a_fleet_of_cpus_or_none_at_all_refuses_nothing(database: Database, settings: Settings, seeded: Seed) -> None:
-    assert job_of(database, settings, seeded).memory_bytes is not None
-    join_fleet(database, Report("CPU-1", "cpu", "test", GIB))
+def test_a_fleet_of_cpus_refuses_only_what_cannot_fit(database: Database, settings: Settings, seeded: Seed) -> None:
+    assert job_of(database, settings, seeded).memory_bytes is not None  # nobody knows the fleet yet
+    join_fleet(database, Report("CPU-1", "cpu", "test", 48 * GIB))
+    with pytest.raises(ConfigError, match=r"GiB of CPU memory .* the largest CPU for it has 48\.0 GiB") as refused:
+        job_of(database, settings, seeded)
+    longest = int(refused.value.message.partition("up to ")[2].split()[0])
+    assert job_of(database, settings, seeded, context_length_tokens=longest).memory_bytes is not None
+
+
+def test_a_cpu_may_take_what_no_gpu_of_the_fleet_can(database: Database, settings: Settings, seeded: Seed) -> None:
+    join_fleet(database, *gpus("a", gib=8))
+    join_fleet(database, Report("CPU-1", "cpu", "test", 900 * GIB), host="other")
     assert job_of(database, settings, seeded).memory_bytes is not None
 
 
