@@ -167,6 +167,11 @@ def test_too_long_a_context_names_both_lengths_and_the_remedy(api: Api) -> None:
     assert api.create(jenga={"context_length_tokens": 700, "rope": {"type": "yarn", "factor": 3}}).status_code == 200
 
 
+def test_a_context_that_no_stretching_reaches_says_what_does(api: Api) -> None:
+    error = error_of(api.create(jenga={"context_length_tokens": 256 * 64 + 1}), 400)
+    assert error["message"].endswith("stretched positions reach 16384 at most (jenga.rope.factor 64)")
+
+
 def test_learned_positions_are_not_stretched(api: Api) -> None:
     with api.database.writing() as session:
         session.get_one(BaseModelEntry, api.seeded.model).model_type = "opt"
