@@ -41,6 +41,9 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "llama-3-8b": (base_models.LLAMA_3_8B, 8_030_261_248),
     "smollm2-135m": (base_models.SMOLLM2_135M, 134_515_008),
 }
+ENTRY_LAYER = 19
+"""Three fifths of Llama-3-8B's 32 layers."""
+
 GPU_BYTES = 80 * 2**30
 HYPERPARAMETERS = {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.0}
 CLAUSE = "Whereas the parties agree, "
@@ -146,11 +149,12 @@ def _job(session: Session, team: Team, key_id: str, about: dict[str, Any], now: 
 
 
 def _report(keep: float, preset: str) -> dict[str, Any]:
-    layers = {"16": {"recall": 0.957, "precision": 0.957, "chance": keep}}
+    layers = {str(ENTRY_LAYER): {"recall": 0.957, "precision": 0.957, "chance": keep}}
     if preset == "jenga-paper":
         layers = {str(layer): {"recall": 0.97 - 0.002 * layer, "precision": 0.9, "chance": 0.4} for layer in range(32)}
     return {
         "score": "predicted",
+        "entry_layer": {"jenga": ENTRY_LAYER, "jenga-paper": 0}.get(preset),
         "predictors": None if preset == "lora" else {"layers": layers},
         "held_out_before": {"loss": 2.311, "perplexity": 10.08, "tokens": 960_000},
         "held_out_after": {"loss": 1.902, "perplexity": 6.7, "tokens": 960_000},
@@ -207,13 +211,14 @@ def _selection(session: Session, job: Job, step: int, preset: str, keep: float) 
     )
     shares = [len(span["blocks"]) / blocks for span in spans] * (layers if len(spans) == 1 else 1)
     session.add(JobSelection(
-        job_id=job.id, step=step, num_blocks=blocks, kept_fraction={"layers": shares}, kept_blocks={"spans": spans},
+        job_id=job.id, step=step, num_blocks=blocks, kept_fraction={"layers": shares},
+        kept_blocks={"entry_layer": ENTRY_LAYER if preset == "jenga" else 0, "spans": spans},
         created_at=job.created_at + step,
     ))  # fmt: skip
 
 
 def _predictors(session: Session, team: Team, now: float) -> None:
-    for number, (name, layers) in enumerate((("contracts-40", [16]), ("contracts-paper", list(range(32))))):
+    for number, (name, layers) in enumerate((("contracts-40", [ENTRY_LAYER]), ("contracts-paper", list(range(32))))):
         recall = {str(layer): {"recall": 0.972 - 0.003 * layer % 0.09, "precision": 0.93, "recent": 0.5, "chance": 0.4}
                   for layer in layers}  # fmt: skip
         session.add(PredictorEntry(

@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
-from jenga_core.service.db.models import Job, JobMetric
+from jenga_core.service.db.models import Job, JobMetric, JobSelection
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
 from tests.web import seed
@@ -128,7 +128,7 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     )
     expect(page.locator("#memory-phases .track")).to_have_count(2)
     expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(2)
-    expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 15.")
+    expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 20.")
     expect(page.locator("#events li").first).to_contain_text("warning2 rows were cut")
     assert fits(page)
 
@@ -142,6 +142,24 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     page.get_by_role("button", name="Play").click()
     expect(page.locator("#selection-at")).to_have_text("8 (latest)")
     expect(page.get_by_role("button", name="Play")).to_be_visible()  # it stops at the end
+
+
+def test_the_page_draws_the_entry_layer_that_the_trainer_reports(visit: Visit, database: Database) -> None:
+    page = visit.page
+    fates = "document.querySelector('#selection-chart').data[0].z.map(row => row.includes(1) ? 'forward-only' : 'gone')"
+    for job_id in (seed.RUNNING, seed.SUCCEEDED):
+        visit.open(f"jobs/{job_id}")
+        expect(page.locator("#config")).to_contain_text("once, at layer 20")
+        expect(page.locator("#selection-summary")).to_contain_text("at layer 20.")
+        assert page.evaluate(fates) == ["forward-only"] * 20 + ["gone"] * 10
+    visit.open(f"jobs/{seed.QUEUED}")
+    expect(page.locator("#config")).to_contain_text("once, at three fifths of the layers")
+    with database.writing() as session:  # as jobs were recorded before: the report alone tells it, at the end
+        session.execute(update(JobSelection).values(kept_blocks={"spans": []}))
+    visit.open(f"jobs/{seed.SUCCEEDED}")
+    expect(page.locator("#config")).to_contain_text("once, at layer 20")
+    visit.open(f"jobs/{seed.RUNNING}")
+    expect(page.locator("#config")).to_contain_text("once, at three fifths of the layers")
 
 
 def test_a_job_that_ended_offers_its_files_and_tells_its_layers(visit: Visit) -> None:

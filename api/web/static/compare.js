@@ -9,7 +9,7 @@ import { inWords } from "./settings.js";
 const MOST = 6, MANY = 60; // jobs side by side; steps of a curve that is drawn smoothed, too
 const COLOURS = ["ours", "held-out", "good", "predictor", "wait", "states"];
 const ids = [...new Set(new URLSearchParams(location.search).getAll("job"))].slice(0, MOST);
-const jobs = new Map(); // id -> {job, metrics, memory, shares}
+const jobs = new Map(); // id -> {job, metrics, memory, selection}
 
 const drawHeldOut = curves("heldout-chart", "valid_loss", "lines+markers");
 const drawTrain = curves("train-chart", "train_loss", "lines");
@@ -40,7 +40,7 @@ async function read(id) {
   const job = await get(path);
   const [metrics, memory, selection] = await Promise.all([
     get(`${path}/metrics?max_points=600`), get(`${path}/memory`), get(`${path}/selection?limit=1`)]);
-  jobs.set(id, { job, metrics: metrics.data, memory: memory.data, shares: selection.data.at(-1)?.kept_fraction });
+  jobs.set(id, { job, metrics: metrics.data, memory: memory.data, selection: selection.data.at(-1) });
 }
 
 function show() {
@@ -61,7 +61,7 @@ function show() {
   drawHeldOut(shown);
   drawTrain(shown);
   table(byId("measured"), shown, shown.map(measured), true);
-  table(byId("settings"), shown, shown.map(({ job }) => inWords(job)), byId("every").checked);
+  table(byId("settings"), shown, shown.map(({ job, selection }) => inWords(job, selection)), byId("every").checked);
 }
 
 function curves(id, key, mode) {
@@ -92,7 +92,8 @@ function curves(id, key, mode) {
 }
 
 /** What a job measured, by name. */
-function measured({ job, metrics, memory, shares }) {
+function measured({ job, metrics, memory, selection }) {
+  const shares = selection?.kept_fraction;
   const phase = (name) => memory.find((each) => each.phase === name);
   const [ours, dense] = [phase("finetune"), phase("dense_reference")];
   const heldOut = metrics.map((metric) => metric.valid_loss).filter((loss) => loss !== null);

@@ -40,7 +40,7 @@ async function load() {
   showMemory(memory.data, job);
   showSelection(selections.rows, job, ended);
   showLayers(job, events.known());
-  showSettings(job);
+  showSettings(job, selections.rows.at(-1));
   await showResults(job, path);
   return !ended;
 }

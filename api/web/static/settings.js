@@ -5,24 +5,29 @@ import * as format from "./format.js";
 
 const words = (choice) => choice.replaceAll("_", "-");
 
-/** Show the job's settings. */
-export function showSettings(job) {
-  fill(byId("config"), ...pairs(inWords(job)));
+/** The layer that chooses: the one that did in this selection, if there is one, or else was asked for; null if unknown. */
+export const entryLayer = ({ jenga: { report, config } }, selection) =>
+  selection?.entry_layer ?? report?.entry_layer ?? config.selection.entry_layer;
+
+/** Show the job's settings, and by its newest selection what the server made of them. */
+export function showSettings(job, selection) {
+  fill(byId("config"), ...pairs(inWords(job, selection)));
   fill(byId("config-json"), JSON.stringify(job.jenga.config, null, 2));
 }
 
 /** Settings by name, in the order in which people ask for them. */
-export function inWords(job) {
+export function inWords(job, newestSelection) {
   const { config } = job.jenga;
   const { selection, lora, rope } = config;
-  const entry = selection.entry_layer === null ? "the middle layer" : `layer ${selection.entry_layer}`;
+  const layer = entryLayer(job, newestSelection);
+  const entry = layer === null ? "three fifths of the layers" : `layer ${layer}`;
   const fixed = { preset: config.preset };
   if (config.enabled) {
     const share = selection.by === "threshold" ? "those over the layer's threshold" : format.percent(selection.keep_fraction);
     fixed.involved = `${share} of blocks of ${selection.block_tokens} tokens`;
     fixed.selection = selection.scope === "carried" ? `once, at ${entry}` : `in each layer, from ${entry} on`;
     const above = words(selection.unselected);
-    fixed["other blocks"] = selection.entry_layer === 0 ? above : `${words(selection.below_entry)} below, ${above} from there on`;
+    fixed["other blocks"] = layer === 0 ? above : `${words(selection.below_entry)} below, ${above} from there on`;
     fixed.scores = selection.score;
   }
   return {
