@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
+from jenga_core.config import LoraConfig
+from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
 from jenga_core.service.db.models import Job, JobMetric, JobSelection
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
+from tests.support.tiny import tiny_model
 from tests.web import seed
 from tests.web.server import CHROMIUM, NO_CHROMIUM, Server
 
@@ -173,6 +178,20 @@ def test_a_job_that_ended_offers_its_files_and_tells_its_layers(visit: Visit) ->
     expect(page.locator("#layers-summary")).to_contain_text("Predictors recall 92% or more")
     expect(page.locator("#layers tbody tr")).to_have_count(2)
     expect(page.locator("#layers tbody tr").first).to_contain_text("0.0125")
+
+
+def test_the_adapter_is_used_as_the_page_says(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_model = tiny_model()
+    save_adapter(add_adapter(tiny_model(), LoraConfig()), tmp_path / "trained", base_model_name="tiny")
+    pack_adapter(tmp_path / "trained", tmp_path / "adapter.tar.gz")  # as the worker does
+    visit.open(f"jobs/{seed.SUCCEEDED}")
+    expect(visit.page.locator("#use pre")).to_have_count(2)
+    shell, python = visit.page.locator("#use pre").all_text_contents()
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["sh", "-c", shell], check=True)
+    said: dict[str, Any] = {"base_model": base_model}
+    exec(python, said)
+    assert said["model"].peft_config["default"].base_model_name_or_path == "tiny"
 
 
 def test_what_failed_says_why_and_in_which_stage(visit: Visit) -> None:
