@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from jenga_core.config import LoraConfig
+from jenga_core.config import JengaConfig, LoraConfig
 from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
@@ -147,6 +147,46 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     page.get_by_role("button", name="Play").click()
     expect(page.locator("#selection-at")).to_have_text("8 (latest)")
     expect(page.get_by_role("button", name="Play")).to_be_visible()  # it stops at the end
+
+
+def test_comparing_tells_every_setting_that_differs(visit: Visit) -> None:
+    """Each value of the config is changed by itself, and some row must tell."""
+    config = JengaConfig.preset("jenga", rope={"type": "yarn"}).model_dump(mode="json")
+    job = {"model": "m", "hyperparameters": {}, "jenga": {"config": config, "report": None}}
+    silent = """async (job) => {
+        const { inWords, others } = await import("./static/settings.js");
+        const rows = (job) => JSON.stringify({ ...inWords(job), ...others(job) });
+        const paths = (tree, above = []) => Object.entries(tree).flatMap(([name, value]) =>
+            value && typeof value === "object" ? paths(value, [...above, name]) : [[...above, name]]);
+        return paths(job.jenga.config).filter((path) => {
+            const changed = structuredClone(job);
+            const parent = path.slice(0, -1).reduce((node, name) => node[name], changed.jenga.config);
+            const before = parent[path.at(-1)];
+            const another = { number: before + 1, boolean: !before, object: 3, string: `not ${before}` };
+            parent[path.at(-1)] = { by: "threshold", scope: "per_layer" }[path.at(-1)] ?? another[typeof before];
+            return rows(changed) === rows(job);
+        });
+    }"""
+    assert visit.page.evaluate(silent, job) == []
+
+
+def test_losses_of_different_windows_are_not_passed_off_as_comparable(visit: Visit, database: Database) -> None:
+    page = visit.page
+    visit.open(f"compare?job={seed.RUNNING}&job={seed.SUCCEEDED}")
+    expect(page.locator("#settings")).to_contain_text("They are all the same.")
+    expect(page.locator("#other-windows")).to_be_hidden()
+    with database.writing() as session:
+        job = session.get_one(Job, seed.SUCCEEDED)
+        job.config = {**job.config, "eval_windows": 7, "predictor": {**job.config["predictor"], "steps": 8}}
+    page.reload()
+    expect(page.locator("#other-windows")).to_contain_text("the jobs differ in eval windows.")
+    rows = page.locator("#settings tbody tr")
+    expect(rows).to_have_text(["eval windows647", "predictor steps3008"])
+    with database.writing() as session:  # a dense job has no predictors
+        session.get_one(Job, seed.RUNNING).config = JengaConfig.preset("lora").model_dump(mode="json")
+    page.reload()
+    expect(page.locator("#settings")).to_contain_text("every token")
+    expect(page.locator("#settings")).not_to_contain_text("predictor")
 
 
 def test_the_page_draws_the_entry_layer_that_the_trainer_reports(visit: Visit, database: Database) -> None:

@@ -4,12 +4,12 @@ import { all, get, poll } from "./api.js";
 import { axis, chart, colour, counting, smooth } from "./chart.js";
 import { byId, complain, el, ENDED, fill, stateBadge } from "./dom.js";
 import * as format from "./format.js";
-import { inWords } from "./settings.js";
+import { inWords, others } from "./settings.js";
 
 const MOST = 6, MANY = 60; // jobs side by side; steps of a curve that is drawn smoothed, too
 const COLOURS = ["ours", "held-out", "good", "predictor", "wait", "states"];
 const ids = [...new Set(new URLSearchParams(location.search).getAll("job"))].slice(0, MOST);
-const jobs = new Map(); // id -> {job, metrics, memory, selection}
+const jobs = new Map(); // id -> {job, metrics, memory, shares}
 
 const drawHeldOut = curves("heldout-chart", "valid_loss", "lines+markers");
 const drawTrain = curves("train-chart", "train_loss", "lines");
@@ -40,7 +40,7 @@ async function read(id) {
   const job = await get(path);
   const [metrics, memory, selection] = await Promise.all([
     get(`${path}/metrics?max_points=600`), get(`${path}/memory`), get(`${path}/selection?limit=1`)]);
-  jobs.set(id, { job, metrics: metrics.data, memory: memory.data, selection: selection.data.at(-1) });
+  jobs.set(id, { job, metrics: metrics.data, memory: memory.data, shares: selection.data.at(-1)?.kept_fraction });
 }
 
 function show() {
@@ -61,7 +61,17 @@ function show() {
   drawHeldOut(shown);
   drawTrain(shown);
   table(byId("measured"), shown, shown.map(measured), true);
-  table(byId("settings"), shown, shown.map(({ job, selection }) => inWords(job, selection)), byId("every").checked);
+  table(byId("settings"), shown, shown.map(({ job }) => ({ ...inWords(job), ...others(job) })), byId("every").checked);
+  complain(byId("other-windows"), otherWindows(shown.map(({ job }) => job)));
+}
+
+/** What keeps the held-out losses from being compared, if anything does. */
+function otherWindows(compared) {
+  const measuredOn = ({ model, validation_file: file, jenga: { config } }) =>
+    ({ "base model": model, "held-out file": file, context: config.context_length_tokens, "eval windows": config.eval_windows });
+  const [first, ...rest] = compared.filter((job) => job.validation_file).map(measuredOn);
+  const different = Object.keys(first ?? {}).filter((name) => rest.some((other) => other[name] !== first[name]));
+  return different.length ? `These losses are of different windows and do not compare: the jobs differ in ${different.join(", ")}.` : null;
 }
 
 function curves(id, key, mode) {
@@ -92,8 +102,7 @@ function curves(id, key, mode) {
 }
 
 /** What a job measured, by name. */
-function measured({ job, metrics, memory, selection }) {
-  const shares = selection?.kept_fraction;
+function measured({ job, metrics, memory, shares }) {
   const phase = (name) => memory.find((each) => each.phase === name);
   const [ours, dense] = [phase("finetune"), phase("dense_reference")];
   const heldOut = metrics.map((metric) => metric.valid_loss).filter((loss) => loss !== null);
@@ -114,11 +123,12 @@ function measured({ job, metrics, memory, selection }) {
   };
 }
 
+/** Names down, jobs across; rows in which jobs differ, or every one. What a job does not have at all differs from nothing. */
 function table(node, shown, columns, every) {
   const names = [...new Set(columns.flatMap((column) => Object.keys(column)))];
   const text = (value) => (value === null || value === undefined ? "–" : String(value));
   const rows = names.map((name) => ({ name, values: columns.map((column) => text(column[name])) }))
-    .map((row) => ({ ...row, differs: row.values.some((value) => value !== row.values[0]) }))
+    .map((row) => ({ ...row, differs: new Set(row.values.filter((_, index) => row.name in columns[index])).size > 1 }))
     .filter(({ differs, values }) => (differs || every) && values.some((value) => value !== "–"));
   fill(node, el("thead", {}, el("tr", {}, el("td", {}), ...shown.map(({ job }) => el("th", { scope: "col", class: "mono" }, job.id, el("span", { class: "sub" }, job.user_provided_suffix ?? job.model))))),
     el("tbody", {}, ...rows.map(({ name, values, differs }) => el("tr", { class: differs ? "differs" : null },
