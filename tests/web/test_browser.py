@@ -131,7 +131,11 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     expect(page.locator("#memory-summary")).to_have_text(
         "Activations saved for backward: 121 MB instead of 640 MB (5.3\N{MULTIPLICATION SIGN} less)."
     )
-    expect(page.locator("#memory-phases .track")).to_have_count(2)
+    for bars in ("#memory-saved", "#memory-phases"):
+        expect(page.locator(f"{bars} p")).to_have_text([re.compile("This job"), re.compile("Dense LoRA")])
+    expect(page.locator("#figures")).to_contain_text(re.compile(r"Tokens involved\d+%\d of 16 blocks"))
+    expect(page.locator("#config")).to_contain_text("max steps12")
+    expect(page.locator("#config")).not_to_contain_text("n epochs")  # overruled
     expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(2)
     expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 20.")
     expect(page.locator("#events li").first).to_contain_text("warning2 rows were cut")
@@ -254,6 +258,13 @@ def test_cancelling_asks_first(visit: Visit, database: Database) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
     expect(page.locator("#state")).to_have_text("cancelled")
     assert _state(database, seed.QUEUED) == "cancelled"
+
+
+def test_a_waiting_job_shows_no_empty_figures(visit: Visit) -> None:
+    visit.open(f"jobs/{seed.QUEUED}")
+    expect(visit.page.locator("#waiting")).to_contain_text("in the queue")
+    expect(visit.page.locator("#figures")).to_be_hidden()
+    assert "\N{EN DASH}" not in visit.page.locator("header#job").inner_text()
 
 
 def test_a_waiting_job_is_paused_and_resumed(visit: Visit, database: Database) -> None:

@@ -55,7 +55,7 @@ export function inWords(job, layer = job.jenga.config.selection.entry_layer) {
     "learning rate": config.learning_rate ?? "2e-4 × multiplier",
     rope: rope ? `${rope.type} × ${rope.factor}` : null,
     ...job.hyperparameters,
-    "max steps": config.max_steps,
+    ...(config.max_steps && { n_epochs: null, "max steps": config.max_steps }),
     seed: job.seed,
     "training file": job.training_file,
     "held-out file": job.validation_file,
