@@ -309,12 +309,17 @@ def test_a_bad_file_is_shown_row_by_row_corrected_and_submitted(visit: Visit, tm
     page.get_by_label("Upload…").first.set_input_files(path)
     expect(picker.locator(".said")).to_contain_text("every row can be read")
     expect(picker.locator("tr.wrong")).to_have_count(0)
+    expect(page.locator("#problem")).to_be_hidden()
     page.get_by_label("Context, tokens").fill("3")
+    expect(page.locator("#estimate-said")).to_contain_text("context_length_tokens")
     page.get_by_role("button", name="Submit job").click()
     expect(page.get_by_role("alert")).to_contain_text("context_length_tokens")
     expect(page.get_by_label("Context, tokens")).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_label("Context, tokens")).to_be_focused()
+    expect(page.locator("#estimate-said")).to_have_text("As it is, the job would be refused.")  # why is said once
     page.get_by_label("Context, tokens").fill("64")
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("[aria-invalid]")).to_have_count(0)
     page.get_by_role("button", name="Submit job").click()
     expect(page).to_have_url(re.compile(r"/jobs/ftjob-\w+$"))
     expect(page.locator("#state")).to_have_text("queued")
@@ -322,7 +327,10 @@ def test_a_bad_file_is_shown_row_by_row_corrected_and_submitted(visit: Visit, tm
     visit.complaints[:] = [text for text in visit.complaints if "400" not in text]
 
 
-def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit) -> None:
+def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit, database: Database) -> None:
+    with database.writing() as session:
+        job = session.get_one(Job, seed.SUCCEEDED)
+        job.hyperparameters = {**job.hyperparameters, "learning_rate_multiplier": 0.5}
     visit.open(f"jobs/{seed.SUCCEEDED}")
     visit.page.get_by_role("link", name="Clone").click()
     page = visit.page
@@ -330,6 +338,7 @@ def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit) -> None:
     expect(page.get_by_label("Context, tokens")).to_have_value("1024")
     expect(page.get_by_label("Steps at most")).to_have_value("12")
     expect(page.get_by_label("Blocks kept")).to_have_value("0.4")
+    expect(page.get_by_label("Rate multiplier")).to_have_value("0.5")
     expect(page.locator("#training_file-pick")).to_have_value("file-training")
     expect(page.locator("#training_file .rows")).to_contain_text("the second document")
     expect(page.locator('[data-path="selection.block_tokens"]')).to_have_value("")  # the preset's own

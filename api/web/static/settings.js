@@ -56,6 +56,7 @@ export function inWords(job, layer = job.jenga.config.selection.entry_layer) {
     rope: rope ? `${rope.type} × ${rope.factor}` : null,
     ...job.hyperparameters,
     ...(config.max_steps && { n_epochs: null, "max steps": config.max_steps }),
+    ...(config.learning_rate && { learning_rate_multiplier: null }),
     seed: job.seed,
     "training file": job.training_file,
     "held-out file": job.validation_file,
