@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from jenga_core.config import JengaConfig, LoraConfig
 from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
-from jenga_core.service.db.models import Job, JobMetric, JobSelection
+from jenga_core.service.db.models import DeviceLease, Job, JobMetric, JobSelection
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
 from tests.support.tiny import tiny_model
@@ -342,6 +342,17 @@ def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit, database: Dat
     expect(page.locator("#training_file-pick")).to_have_value("file-training")
     expect(page.locator("#training_file .rows")).to_contain_text("the second document")
     expect(page.locator('[data-path="selection.block_tokens"]')).to_have_value("")  # the preset's own
+
+
+def test_a_device_that_somebody_else_uses_is_not_called_free(visit: Visit, database: Database) -> None:
+    visit.open("fleet")
+    device = visit.page.locator("#workers .device")
+    expect(device).to_contain_text("also 1 process of others")
+    with database.writing() as session:
+        session.execute(delete(DeviceLease))
+    visit.page.reload()
+    expect(device).to_contain_text("takes no job1 process of others")
+    expect(device).not_to_contain_text("free")
 
 
 def test_a_key_is_shown_once_and_revoked(visit: Visit) -> None:

@@ -40,19 +40,19 @@ function card(worker, names) {
         ? format.bytes(device.memory_bytes) : `${format.bytes(device.memory_used_bytes)} of ${format.bytes(device.memory_bytes)}`)),
       el("div", { class: "track" }, bar((device.memory_used_bytes ?? 0) / device.memory_bytes)),
       el("p", { class: "small" }, el("span", {}, ...holder(device, names)),
-        foreign(device.foreign_processes)))));
+        foreign(device)))));
 }
 
-function holder({ held_by: held }, names) {
-  if (!held) return [el("span", { class: "faint" }, "free")];
+function holder({ held_by: held, foreign_processes: others }, names) {
+  if (!held) return [el("span", { class: "faint" }, others?.length ? "takes no job" : "free")];
   return ["held by ", jobLink(held.job_id), ` (${teamName(held.team_id, names)})`];
 }
 
 /** Processes on a device that are no job's, by name. */
-function foreign(processes) {
+function foreign({ held_by: held, foreign_processes: processes }) {
   if (!processes?.length) return "";
   const names = processes.map(({ name, pid }) => `${name} (process ${pid})`).join(", ");
-  return el("span", { class: "warning", title: names }, `also ${plural(processes.length, "process", "processes")} of others`);
+  return el("span", { class: "warning", title: names }, `${held ? "also " : ""}${plural(processes.length, "process", "processes")} of others`);
 }
 
 const jobLink = (id) => (id ? el("a", { class: "mono", href: `jobs/${id}` }, id) : el("span", { class: "faint" }, "another team's job"));
