@@ -19,9 +19,9 @@ async function load() {
 
   byId("no-queue").hidden = queue.length > 0;
   byId("queue").hidden = queue.length === 0;
-  fill(byId("queue").tBodies[0], ...queue.map((entry) => el("tr", {},
-    el("td", { class: "number" }, String(entry.position)), el("td", {}, jobLink(entry.job_id)),
-    el("td", {}, teamName(entry.team_id, names)), el("td", {}, entry.reason))));
+  fill(byId("queue").tBodies[0], ...queue.map((entry) => el("tr", { role: "row" },
+    cell("number", String(entry.position)), cell("job", jobLink(entry.job_id)),
+    cell("team", teamName(entry.team_id, names)), cell("reason", entry.reason))));
 
   const most = Math.max(...teams.map((team) => team.gpu_seconds_decayed), 1);
   fill(byId("teams").tBodies[0], ...teams.map((team) => el("tr", {}, el("th", { scope: "row" }, team.name ?? "another team"),
@@ -30,6 +30,8 @@ async function load() {
       el("span", { class: "track" }, bar(team.gpu_seconds_decayed / most))))));
   return true;
 }
+
+const cell = (kind, content) => el("td", { role: "cell", class: kind }, content);
 
 function card(worker, names) {
   return el("article", { class: "card", "aria-label": `Worker on ${worker.host}` },
