@@ -24,7 +24,7 @@ from tests.web import seed
 from tests.web.server import CHROMIUM, NO_CHROMIUM, Server
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-from playwright.sync_api import expect  # noqa: E402 - skipped above where missing
+from playwright.sync_api import FloatRect, Locator, expect  # noqa: E402 - skipped above where missing
 
 from tests.web.visits import Visit, fits  # noqa: E402 - it imports playwright
 
@@ -50,13 +50,14 @@ def test_every_page_is_filled_fits_and_has_no_serious_fault(visit: Visit) -> Non
         "fleet": "held by",
         "keys": "in use here",
         "jobs/none": "No such job",
+        "nope/nope": "No such page",
     }
     for path, words in filled.items():
         visit.open(path)
         expect(visit.page.locator("main")).to_contain_text(words)
         assert visit.serious_faults() == [], path
         assert fits(visit.page), path
-    visit.complaints[:] = [text for text in visit.complaints if "404" not in text]  # jobs/none, as asked
+    visit.complaints[:] = [text for text in visit.complaints if "404" not in text]  # as asked
 
 
 def test_the_list_follows_a_job_and_outlives_the_server(visit: Visit, server: Server, database: Database) -> None:
@@ -355,6 +356,27 @@ def test_a_device_that_somebody_else_uses_is_not_called_free(visit: Visit, datab
     expect(device).not_to_contain_text("free")
 
 
+@pytest.mark.parametrize("visit", ["narrow"], indirect=True)
+def test_on_a_phone_nothing_is_cut_off_or_squeezed(visit: Visit, settings: Settings, database: Database) -> None:
+    page = visit.page
+    with database.writing() as session:
+        team = teams.get_or_create_team(session, "seeded")
+        create_key(session, team, "robot", pepper=settings.pepper, scopes=list(Scope))
+    visit.open("fleet")
+    reason = page.locator("#queue .reason")
+    expect(reason).to_contain_text("waits for a free device")
+    assert _box(reason)["width"] > 300
+    visit.open("keys")
+    revoke = page.get_by_role("button", name="Revoke robot")
+    expect(revoke).to_be_visible()
+    assert _box(revoke)["x"] + _box(revoke)["width"] <= 400
+    visit.open(f"jobs/{seed.RUNNING}")
+    legends = page.locator(".legend > span:visible")
+    expect(legends).to_have_count(7)
+    for legend in legends.all():  # one line: swatch and word stay together
+        assert legend.evaluate("node => node.getClientRects().length === 1 && node.offsetHeight < 30")
+
+
 def test_a_key_is_shown_once_and_revoked(visit: Visit) -> None:
     page = visit.page
     page.get_by_role("link", name="Keys").click()
@@ -409,6 +431,12 @@ def _advance(database: Database, *, step: int) -> None:
         job = session.get_one(Job, seed.RUNNING)
         job.step = step
         seed.add_event(session, job, job.event_seq + 1, "info", f"Step {step} came")
+
+
+def _box(node: Locator) -> FloatRect:
+    box = node.bounding_box()
+    assert box is not None
+    return box
 
 
 def _state(database: Database, job_id: str) -> str:
