@@ -70,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Gate, settings=settings, database=app.state.database)
     app.add_middleware(Metering, registry=app.state.registry)
     app.add_middleware(Envelope)  # added last, so it is outermost
-    errors.install(app)
+    errors.install(app, web.missing_page)
     openai_routes = (files, uploads, fine_tuning, events, models)
     for routes in (*openai_routes, estimates, progress, predictors, fleet, webhooks, accounts):
         app.include_router(routes.router)

@@ -8,7 +8,7 @@ the same again says `x-should-retry: false`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -76,11 +76,21 @@ def response_of(error: JengaError, headers: Mapping[str, str] | None = None) -> 
     return error_response(error.status, error.message, code=error.code, param=error.param, headers=headers)
 
 
-def install(app: FastAPI) -> None:
-    """Put the handlers in place. Whatever they do not know is a 500, which the outermost middleware answers."""
+def install(app: FastAPI, missing_page: Callable[[Request], Response]) -> None:
+    """Put the handlers in place. Whatever they do not know is a 500, which the outermost middleware answers.
+
+    Who asks for a page (a browser) at an address that does not exist gets `missing_page`.
+    """
+
+    def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
+            return missing_page(request)
+        return _http_error(request, error)
+
     app.add_exception_handler(JengaError, _jenga_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HTTPException, http_error)
 
 
 def _jenga_error(_request: Request, error: Exception) -> Response:
@@ -88,8 +98,7 @@ def _jenga_error(_request: Request, error: Exception) -> Response:
     return response_of(error)
 
 
-def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http_error(request: Request, error: HTTPException) -> Response:
     message = error.detail
     if error.status_code in (404, 405):
         message = f"{message}: there is no {request.method} {request.url.path}"

@@ -155,6 +155,7 @@ _memory = {
 }
 _selection = {
     "step": 20,
+    "entry_layer": 2,
     "num_blocks": 32,
     "kept_fraction": [1.0, 1.0, 0.4, 0.4],
     "spans": [{"first_layer": 2, "last_layer": 3, "blocks": [0, 3, 4, 9, 11, 17, 18, 22, 25, 28, 29, 30, 31]}],

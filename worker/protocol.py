@@ -128,6 +128,9 @@ class SelectionMessage(_Frozen):
 
     kind: Literal["selection"] = "selection"
     step: int
+    entry_layer: int
+    """The layer that chose; with a set for each layer, the first that does."""
+
     num_blocks: int
     layers_kept_fraction: list[float]
     spans: list[dict[str, Any]]

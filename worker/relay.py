@@ -83,7 +83,7 @@ class Relay:
                         step=message.step,
                         num_blocks=message.num_blocks,
                         kept_fraction={"layers": message.layers_kept_fraction},
-                        kept_blocks={"spans": message.spans},
+                        kept_blocks={"entry_layer": message.entry_layer, "spans": message.spans},
                         created_at=database_now(),
                     )
                 )

@@ -62,6 +62,7 @@ def selection_message(step: int, report: JengaReport) -> SelectionMessage:
     """A report as a message."""
     return SelectionMessage(
         step=step,
+        entry_layer=report.entry_layer,
         num_blocks=report.num_blocks,
         layers_kept_fraction=list(report.kept_fraction),
         spans=[

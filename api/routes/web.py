@@ -152,6 +152,15 @@ async def static_file(request: Request, name: str) -> Response:
     return response
 
 
+def missing_page(request: Request) -> Response:
+    """For an address that leads nowhere; whoever is logged in keeps the way to everything else."""
+    principal = _principal(request)
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    root = "../" * (path.count("/") - 1) or "./"
+    account = None if principal is None else _account(request, principal)
+    return _page(request, "missing.html", here=None, root=root, status=404, account=account, job_id=None)
+
+
 def _principal(request: Request) -> Principal | None:
     """Whoever the cookie stands for; None without one, or when its key was revoked."""
     try:
@@ -177,9 +186,15 @@ def _page_of(request: Request, template: str, *, here: str, root: str, status: i
     if principal is None:
         query = f"?{request.url.query}" if request.url.query else ""
         return _to_login(request, root=root, next_page=here + query)
+    return _page(
+        request, template, here=here, root=root, status=status, account=_account(request, principal), **context
+    )
+
+
+def _account(request: Request, principal: Principal) -> str:
+    """The team and the key, in words."""
     with request.app.state.database.reading() as session:
-        account = f"{session.get_one(Team, principal.team_id).name} · {principal.key_name}"
-    return _page(request, template, here=here, root=root, status=status, account=account, **context)
+        return f"{session.get_one(Team, principal.team_id).name} · {principal.key_name}"
 
 
 def _page(

@@ -42,6 +42,9 @@ class SelectionObject(Answer):
     """Which blocks stayed involved at one step, in the first sequence of the batch."""
 
     step: int
+    entry_layer: int | None
+    """The layer that chose; where every layer does, the first of them. None for jobs that did not record it."""
+
     num_blocks: int
     kept_fraction: list[float]
     """Share of the tokens involved, layer by layer."""
@@ -56,6 +59,7 @@ class SelectionObject(Answer):
         """The public form of a row."""
         return cls(
             step=row.step,
+            entry_layer=row.kept_blocks.get("entry_layer"),
             num_blocks=row.num_blocks,
             kept_fraction=row.kept_fraction["layers"],
             spans=row.kept_blocks["spans"],

@@ -206,7 +206,7 @@ def test_what_a_job_measured(api: Api) -> None:
                 step=1,
                 num_blocks=4,
                 kept_fraction={"layers": [1.0, 0.5]},
-                kept_blocks={"spans": spans},
+                kept_blocks={"entry_layer": 1, "spans": spans},
                 created_at=1e9,
             )
         )
@@ -226,6 +226,7 @@ def test_what_a_job_measured(api: Api) -> None:
     (selection,) = api.client.get(f"{path}/selection").json()["data"]
     assert selection == {
         "step": 1,
+        "entry_layer": 1,
         "num_blocks": 4,
         "kept_fraction": [1.0, 0.5],
         "spans": spans,

@@ -52,6 +52,7 @@ def test_selections_are_thinned_too(api: Api) -> None:
             session.add(JobSelection(job_id=job_id, step=step, num_blocks=4, created_at=1e9, **kept))
     rows = api.client.get(f"/v1/fine_tuning/jobs/{job_id}/selection", params={"max_points": 5}).json()["data"]
     assert (rows[0]["step"], rows[-1]["step"], len(rows)) == (0, 49, 5)
+    assert rows[0]["entry_layer"] is None  # written before it was recorded
 
 
 def test_a_job_shows_its_newest_loss_and_its_memory(api: Api) -> None:

@@ -1,7 +1,8 @@
 """A team in the middle of its work, for screenshots: many jobs on several GPUs, predictors, files, keys, a second team.
 
-Every number is made here, by formulas that look like training; nothing is measured. Rows are the same on every run, but
-for the times, which are counted back from now.
+Every number is made here, by formulas that look like training; nothing is measured. They agree with each other: time
+with speed, loss with report, memory with what the estimate says of an H100. Rows are the same on every run, but for the
+times, which are counted back from now.
 """
 
 from __future__ import annotations
@@ -41,16 +42,34 @@ MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "llama-3-8b": (base_models.LLAMA_3_8B, 8_030_261_248),
     "smollm2-135m": (base_models.SMOLLM2_135M, 134_515_008),
 }
+ENTRY_LAYER = 19
+"""Three fifths of Llama-3-8B's 32 layers."""
+
 GPU_BYTES = 80 * 2**30
 HYPERPARAMETERS = {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.0}
 CLAUSE = "Whereas the parties agree, "
+TOKENS_PER_STEP = 16 * 2_600
+"""16 accumulated documents, as long as those of the training file are on average."""
+
+SPEED = {("jenga", 0.4): 9_800, ("jenga", 0.25): 11_300, ("jenga-paper", 0.4): 6_400, ("lora", 0.4): 5_100}
+"""Tokens per second, by preset and share kept."""
+
+ACTIVATIONS = {("jenga", 0.4): 11.4e9, ("jenga", 0.25): 7.6e9, ("jenga-paper", 0.4): 19.9e9, ("lora", 0.4): 49.5e9}
+STATES, OTHER = 16_200_000_000, 600_000_000
+"""Bytes."""
+
+SETUP_SECONDS, PUBLISH_SECONDS = 360, 60
+LOSS_BEFORE = 2.331
+LONGEST = 90_112
 OUT_OF_MEMORY = (
-    "Out of memory on NVIDIA H100 80GB HBM3: 79.2 GB in use, 2.1 GB more asked for. It fits with recompute='full' "
-    "(about 41 GB), or at 24,576 tokens."
+    "out of memory: predicted 75.4 GiB (71.0 to 81.3), measured 78.6 GiB when it failed, the GPU has 80.0 GiB; "
+    f"recompute='mlp' would need less. out of memory on cuda:0 with context_length_tokens {LONGEST} and keep_fraction "
+    "0.4; a shorter context, a smaller keep_fraction or batch_size 1 needs less: CUDA out of memory. Tried to allocate "
+    "2.10 GiB."
 )
 JOBS: tuple[dict[str, Any], ...] = (
-    {"name": "contracts", "state": "running", "stage": "finetune", "step": 412, "total": 900, "minutes": 74},
-    {"name": "papers", "state": "running", "stage": "finetune", "step": 128, "total": 600, "minutes": 31, "keep": 0.25},
+    {"name": "contracts", "state": "running", "stage": "finetune", "step": 412, "total": 900},
+    {"name": "papers", "state": "running", "stage": "finetune", "step": 128, "total": 600, "keep": 0.25},
     {"name": "minutes", "state": "running", "stage": "train_predictors", "minutes": 4},
     {"name": "tickets", "state": "queued", "stage": "validate", "minutes": 12},
     {"name": "filings", "state": "queued", "stage": "validate", "minutes": 9, "gpus": 4},
@@ -62,7 +81,7 @@ JOBS: tuple[dict[str, Any], ...] = (
      "keep": 0.25},
     {"name": "contracts-paper", "state": "succeeded", "stage": "publish", "step": 300, "total": 300, "minutes": 800,
      "preset": "jenga-paper"},
-    {"name": "long", "state": "failed", "stage": "finetune", "step": 3, "total": 400, "minutes": 1000},
+    {"name": "long", "state": "failed", "stage": "finetune", "total": 400, "minutes": 1000, "context": LONGEST},
     {"name": "oops", "state": "cancelled", "stage": "finetune", "step": 40, "total": 900, "minutes": 1500},
 )  # fmt: skip
 
@@ -109,16 +128,20 @@ def _job(session: Session, team: Team, key_id: str, about: dict[str, Any], now: 
     name, state, step = about["name"], about["state"], about.get("step", 0)
     preset, keep = about.get("preset", "jenga"), about.get("keep", 0.4)
     given = {"keep_fraction": keep} if preset == "jenga" else {}
-    config = JengaConfig.preset(preset, context_length_tokens=16_384, max_steps=about.get("total"), **given)
-    created = now - 60 * about["minutes"]
+    config = JengaConfig.preset(
+        preset, context_length_tokens=about.get("context", 16_384), max_steps=about.get("total"),
+        gradient_accumulation_steps=16, **given,
+    )  # fmt: skip
+    trained_seconds = SETUP_SECONDS + step * TOKENS_PER_STEP / SPEED[preset, keep]
+    created = now - (60 * about["minutes"] if "minutes" in about else trained_seconds)
     ended = state in ("succeeded", "failed", "cancelled")
     job = Job(
         id=job_id(name), team_id=team.id, model="llama-3-8b", training_file="file-train", suffix=name, seed=42,
         validation_file="file-heldout", hyperparameters=dict(HYPERPARAMETERS),
         config=config.model_dump(mode="json"), created_at=created, state=state, stage=about["stage"], step=step,
         total_steps=about.get("total"), attempt=0 if state == "queued" else 1, started_at=created + 20,
-        gpus=about.get("gpus", 1), trained_tokens=step * 16_384 or None, result_files=[],
-        finished_at=created + 60 * 55 if ended else None,
+        gpus=about.get("gpus", 1), trained_tokens=step * TOKENS_PER_STEP or None, result_files=[],
+        finished_at=created + trained_seconds + PUBLISH_SECONDS if ended else None,
     )  # fmt: skip
     session.add(job)
     session.flush()
@@ -137,7 +160,7 @@ def _job(session: Session, team: Team, key_id: str, about: dict[str, Any], now: 
         job.fine_tuned_model = f"ft:llama-3-8b:{team.name}:{name}"
         job.report = {**_report(keep, preset), **(job.report or {})}
     if step:
-        _training(session, job, preset, keep, 54 if ended else about["minutes"])
+        _training(session, job, preset, keep)
     for seq, message in enumerate(events, start=1):
         level = "error" if job.error and message == job.error["message"] else "info"
         session.add(JobEvent(job_id=job.id, seq=seq, level=level, type="message", message=message,
@@ -145,42 +168,50 @@ def _job(session: Session, team: Team, key_id: str, about: dict[str, Any], now: 
     job.event_seq = len(events)
 
 
+def _loss(preset: str, keep: float, step: int) -> float:
+    """Of the held-out windows, the same for all; every job begins with the same model."""
+    floor = {"jenga": 1.88 + 0.05 * (0.4 - keep), "jenga-paper": 1.95, "lora": 1.86}[preset]
+    return floor + (LOSS_BEFORE - floor) * math.exp(-step / 70)
+
+
 def _report(keep: float, preset: str) -> dict[str, Any]:
-    layers = {"16": {"recall": 0.957, "precision": 0.957, "chance": keep}}
+    def held_out(step: int) -> dict[str, Any]:
+        loss = _loss(preset, keep, step)
+        return {"loss": loss, "perplexity": math.exp(loss), "tokens": 157_000}
+
+    layers = {str(ENTRY_LAYER): {"recall": 0.957, "precision": 0.957, "chance": keep}}
     if preset == "jenga-paper":
         layers = {str(layer): {"recall": 0.97 - 0.002 * layer, "precision": 0.9, "chance": 0.4} for layer in range(32)}
     return {
         "score": "predicted",
+        "entry_layer": {"jenga": ENTRY_LAYER, "jenga-paper": 0}.get(preset),
         "predictors": None if preset == "lora" else {"layers": layers},
-        "held_out_before": {"loss": 2.311, "perplexity": 10.08, "tokens": 960_000},
-        "held_out_after": {"loss": 1.902, "perplexity": 6.7, "tokens": 960_000},
+        "held_out_before": held_out(0),
+        "held_out_after": held_out(300),
         "training_rows": 1800,
         "warnings": [],
     }
 
 
-def _training(session: Session, job: Job, preset: str, keep: float, minutes: float) -> None:
+def _training(session: Session, job: Job, preset: str, keep: float) -> None:
     random_numbers = random.Random(job.id)
-    dense, states = 58_300_000_000, 16_900_000_000
-    ours = {"jenga": int(dense * (0.08 + 0.3 * keep)), "jenga-paper": int(0.62 * dense), "lora": dense}[preset]
-    for phase, activations in (("dense_reference", dense), ("finetune", ours)):
-        predictor = 0 if phase == "dense_reference" or preset == "lora" else 190_000_000
+    speed = SPEED[preset, keep]
+    for phase, method in (("dense_reference", ("lora", 0.4)), ("finetune", (preset, keep))):
+        activations = int(ACTIVATIONS[method])
+        predictor = {"lora": 0, "jenga": 11_000_000, "jenga-paper": 348_000_000}[method[0]]
         session.add(JobMemory(
-            job_id=job.id, phase=phase, states_bytes=states, activation_bytes=activations, predictor_bytes=predictor,
-            other_bytes=2_400_000_000, peak_bytes=states + activations + predictor + 2_400_000_000, device="cuda:0",
+            job_id=job.id, phase=phase, states_bytes=STATES, activation_bytes=activations, predictor_bytes=predictor,
+            other_bytes=OTHER, peak_bytes=STATES + activations + predictor + OTHER, device="cuda:0",
             created_at=job.created_at,
         ))  # fmt: skip
-    floor = {"jenga": 1.86 + 0.05 * (0.4 - keep), "jenga-paper": 1.93, "lora": 1.84}[preset]
-    seconds = (60 * minutes - 60) / job.step
     for step in range(job.step + 1):
-        curve = floor + 0.45 * math.exp(-step / 70)
+        loss = _loss(preset, keep, step)
         held_out = step % 50 == 0 or step == job.step
-        speed = {"jenga": 9_800, "jenga-paper": 6_400, "lora": 5_100}[preset]
         session.add(JobMetric(
-            job_id=job.id, step=step, train_loss=curve + random_numbers.gauss(0, 0.045) if step else None,
-            valid_loss=curve + 0.02 if held_out else None, learning_rate=2e-4 if step else None,
-            tokens_per_second=speed * random_numbers.uniform(0.93, 1.04) if step else None,
-            created_at=job.created_at + 60 + seconds * step,
+            job_id=job.id, step=step, train_loss=loss + random_numbers.gauss(-0.02, 0.045) if step else None,
+            valid_loss=loss if held_out else None, learning_rate=2e-4 if step else None,
+            tokens_per_second=speed * random_numbers.uniform(0.95, 1.05) if step else None,
+            created_at=job.created_at + SETUP_SECONDS + step * TOKENS_PER_STEP / speed,
         ))  # fmt: skip
         if preset != "lora" and step and step % max(job.step // 60, 1) == 0:
             _selection(session, job, step, preset, keep)
@@ -207,13 +238,14 @@ def _selection(session: Session, job: Job, step: int, preset: str, keep: float) 
     )
     shares = [len(span["blocks"]) / blocks for span in spans] * (layers if len(spans) == 1 else 1)
     session.add(JobSelection(
-        job_id=job.id, step=step, num_blocks=blocks, kept_fraction={"layers": shares}, kept_blocks={"spans": spans},
+        job_id=job.id, step=step, num_blocks=blocks, kept_fraction={"layers": shares},
+        kept_blocks={"entry_layer": ENTRY_LAYER if preset == "jenga" else 0, "spans": spans},
         created_at=job.created_at + step,
     ))  # fmt: skip
 
 
 def _predictors(session: Session, team: Team, now: float) -> None:
-    for number, (name, layers) in enumerate((("contracts-40", [16]), ("contracts-paper", list(range(32))))):
+    for number, (name, layers) in enumerate((("contracts-40", [ENTRY_LAYER]), ("contracts-paper", list(range(32))))):
         recall = {str(layer): {"recall": 0.972 - 0.003 * layer % 0.09, "precision": 0.93, "recent": 0.5, "chance": 0.4}
                   for layer in layers}  # fmt: skip
         session.add(PredictorEntry(
@@ -240,7 +272,7 @@ def _fleet(session: Session, team: Team, now: float) -> None:
             foreign = [{"pid": 90122, "name": "python", "memory_bytes": 11_000_000_000}] if index == 3 else []
             session.add(Device(
                 uuid=f"GPU-{index}0f3e", worker_id=worker.id, kind="cuda", name="NVIDIA H100 80GB HBM3",
-                memory_bytes=GPU_BYTES, memory_used_bytes=[31, 27, 19, 11][index] * 10**9, foreign_processes=foreign,
+                memory_bytes=GPU_BYTES, memory_used_bytes=[28, 24, 19, 11][index] * 10**9, foreign_processes=foreign,
             ))  # fmt: skip
             session.flush()
             if holders[index]:

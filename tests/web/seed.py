@@ -42,9 +42,12 @@ FILES = (
 """Name, file name, purpose, size; only the first two have bytes (`write_files`)."""
 
 LAYERS, BLOCKS = 30, 16
+ENTRY_LAYER = 20
+"""Not three fifths of them, so that a page that guesses is found out."""
+
 PREDICTOR_LAYERS = {
-    "15": {"recall": 0.917, "precision": 0.92, "chance": 0.4},
-    "16": {"recall": 0.96, "precision": 0.95, "chance": 0.4},
+    "20": {"recall": 0.917, "precision": 0.92, "chance": 0.4},
+    "21": {"recall": 0.96, "precision": 0.95, "chance": 0.4},
 }
 
 
@@ -92,12 +95,13 @@ def seed(session: Session, team: Team) -> None:
         result_files=["file-metrics", "file-adapter"],
         report={
             "score": "exact",
+            "entry_layer": ENTRY_LAYER,
             "kept_fraction": [0.375] * LAYERS,
             "activation_bytes": 120_700_000,
             "held_out_before": {"loss": 2.5113, "tokens": 8_190},
             "held_out_after": {"loss": 2.2047, "tokens": 8_190},
             "warnings": ["2 rows were cut to 2048 tokens"],
-            "thresholds": {"15": 0.0125, "16": 0.02},
+            "thresholds": {"20": 0.0125, "21": 0.02},
             "predictors": {"layers": PREDICTOR_LAYERS},
         },
     )
@@ -205,7 +209,10 @@ def add_step(session: Session, job_id: str, step: int, created_at: float) -> Non
                 step=step,
                 num_blocks=BLOCKS,
                 kept_fraction={"layers": [len(blocks) / BLOCKS] * LAYERS},
-                kept_blocks={"spans": [{"first_layer": 0, "last_layer": LAYERS - 1, "blocks": blocks}]},
+                kept_blocks={
+                    "entry_layer": ENTRY_LAYER,
+                    "spans": [{"first_layer": 0, "last_layer": LAYERS - 1, "blocks": blocks}],
+                },
                 created_at=created_at,
             )
         )

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
+from jenga_core.config import JengaConfig, LoraConfig
+from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
-from jenga_core.service.db.models import Job, JobMetric
+from jenga_core.service.db.models import DeviceLease, Job, JobMetric, JobSelection
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
+from tests.support.tiny import tiny_model
 from tests.web import seed
 from tests.web.server import CHROMIUM, NO_CHROMIUM, Server
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-from playwright.sync_api import expect  # noqa: E402 - skipped above where missing
+from playwright.sync_api import FloatRect, Locator, expect  # noqa: E402 - skipped above where missing
 
 from tests.web.visits import Visit, fits  # noqa: E402 - it imports playwright
 
@@ -45,13 +50,14 @@ def test_every_page_is_filled_fits_and_has_no_serious_fault(visit: Visit) -> Non
         "fleet": "held by",
         "keys": "in use here",
         "jobs/none": "No such job",
+        "nope/nope": "No such page",
     }
     for path, words in filled.items():
         visit.open(path)
         expect(visit.page.locator("main")).to_contain_text(words)
         assert visit.serious_faults() == [], path
         assert fits(visit.page), path
-    visit.complaints[:] = [text for text in visit.complaints if "404" not in text]  # jobs/none, as asked
+    visit.complaints[:] = [text for text in visit.complaints if "404" not in text]  # as asked
 
 
 def test_the_list_follows_a_job_and_outlives_the_server(visit: Visit, server: Server, database: Database) -> None:
@@ -126,9 +132,13 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     expect(page.locator("#memory-summary")).to_have_text(
         "Activations saved for backward: 121 MB instead of 640 MB (5.3\N{MULTIPLICATION SIGN} less)."
     )
-    expect(page.locator("#memory-phases .track")).to_have_count(2)
+    for bars in ("#memory-saved", "#memory-phases"):
+        expect(page.locator(f"{bars} p")).to_have_text([re.compile("This job"), re.compile("Dense LoRA")])
+    expect(page.locator("#figures")).to_contain_text(re.compile(r"Tokens involved\d+%\d of 16 blocks"))
+    expect(page.locator("#config")).to_contain_text("max steps12")
+    expect(page.locator("#config")).not_to_contain_text("n epochs")  # overruled
     expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(2)
-    expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 15.")
+    expect(page.locator("#selection-summary")).to_contain_text("They were chosen at layer 20.")
     expect(page.locator("#events li").first).to_contain_text("warning2 rows were cut")
     assert fits(page)
 
@@ -144,6 +154,64 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     expect(page.get_by_role("button", name="Play")).to_be_visible()  # it stops at the end
 
 
+def test_comparing_tells_every_setting_that_differs(visit: Visit) -> None:
+    """Each value of the config is changed by itself, and some row must tell."""
+    config = JengaConfig.preset("jenga", rope={"type": "yarn"}).model_dump(mode="json")
+    job = {"model": "m", "hyperparameters": {}, "jenga": {"config": config, "report": None}}
+    silent = """async (job) => {
+        const { inWords, others } = await import("./static/settings.js");
+        const rows = (job) => JSON.stringify({ ...inWords(job), ...others(job) });
+        const paths = (tree, above = []) => Object.entries(tree).flatMap(([name, value]) =>
+            value && typeof value === "object" ? paths(value, [...above, name]) : [[...above, name]]);
+        return paths(job.jenga.config).filter((path) => {
+            const changed = structuredClone(job);
+            const parent = path.slice(0, -1).reduce((node, name) => node[name], changed.jenga.config);
+            const before = parent[path.at(-1)];
+            const another = { number: before + 1, boolean: !before, object: 3, string: `not ${before}` };
+            parent[path.at(-1)] = { by: "threshold", scope: "per_layer" }[path.at(-1)] ?? another[typeof before];
+            return rows(changed) === rows(job);
+        });
+    }"""
+    assert visit.page.evaluate(silent, job) == []
+
+
+def test_losses_of_different_windows_are_not_passed_off_as_comparable(visit: Visit, database: Database) -> None:
+    page = visit.page
+    visit.open(f"compare?job={seed.RUNNING}&job={seed.SUCCEEDED}")
+    expect(page.locator("#settings")).to_contain_text("They are all the same.")
+    expect(page.locator("#other-windows")).to_be_hidden()
+    with database.writing() as session:
+        job = session.get_one(Job, seed.SUCCEEDED)
+        job.config = {**job.config, "eval_windows": 7, "predictor": {**job.config["predictor"], "steps": 8}}
+    page.reload()
+    expect(page.locator("#other-windows")).to_contain_text("the jobs differ in eval windows.")
+    rows = page.locator("#settings tbody tr")
+    expect(rows).to_have_text(["eval windows647", "predictor steps3008"])
+    with database.writing() as session:  # a dense job has no predictors
+        session.get_one(Job, seed.RUNNING).config = JengaConfig.preset("lora").model_dump(mode="json")
+    page.reload()
+    expect(page.locator("#settings")).to_contain_text("every token")
+    expect(page.locator("#settings")).not_to_contain_text("predictor")
+
+
+def test_the_page_draws_the_entry_layer_that_the_trainer_reports(visit: Visit, database: Database) -> None:
+    page = visit.page
+    fates = "document.querySelector('#selection-chart').data[0].z.map(row => row.includes(1) ? 'forward-only' : 'gone')"
+    for job_id in (seed.RUNNING, seed.SUCCEEDED):
+        visit.open(f"jobs/{job_id}")
+        expect(page.locator("#config")).to_contain_text("once, at layer 20")
+        expect(page.locator("#selection-summary")).to_contain_text("at layer 20.")
+        assert page.evaluate(fates) == ["forward-only"] * 20 + ["gone"] * 10
+    visit.open(f"jobs/{seed.QUEUED}")
+    expect(page.locator("#config")).to_contain_text("once, at three fifths of the layers")
+    with database.writing() as session:  # as jobs were recorded before: the report alone tells it, at the end
+        session.execute(update(JobSelection).values(kept_blocks={"spans": []}))
+    visit.open(f"jobs/{seed.SUCCEEDED}")
+    expect(page.locator("#config")).to_contain_text("once, at layer 20")
+    visit.open(f"jobs/{seed.RUNNING}")
+    expect(page.locator("#config")).to_contain_text("once, at three fifths of the layers")
+
+
 def test_a_job_that_ended_offers_its_files_and_tells_its_layers(visit: Visit) -> None:
     visit.open(f"jobs/{seed.SUCCEEDED}")
     page = visit.page
@@ -155,6 +223,20 @@ def test_a_job_that_ended_offers_its_files_and_tells_its_layers(visit: Visit) ->
     expect(page.locator("#layers-summary")).to_contain_text("Predictors recall 92% or more")
     expect(page.locator("#layers tbody tr")).to_have_count(2)
     expect(page.locator("#layers tbody tr").first).to_contain_text("0.0125")
+
+
+def test_the_adapter_is_used_as_the_page_says(visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base_model = tiny_model()
+    save_adapter(add_adapter(tiny_model(), LoraConfig()), tmp_path / "trained", base_model_name="tiny")
+    pack_adapter(tmp_path / "trained", tmp_path / "adapter.tar.gz")  # as the worker does
+    visit.open(f"jobs/{seed.SUCCEEDED}")
+    expect(visit.page.locator("#use pre")).to_have_count(2)
+    shell, python = visit.page.locator("#use pre").all_text_contents()
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["sh", "-c", shell], check=True)
+    said: dict[str, Any] = {"base_model": base_model}
+    exec(python, said)
+    assert said["model"].peft_config["default"].base_model_name_or_path == "tiny"
 
 
 def test_what_failed_says_why_and_in_which_stage(visit: Visit) -> None:
@@ -177,6 +259,13 @@ def test_cancelling_asks_first(visit: Visit, database: Database) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
     expect(page.locator("#state")).to_have_text("cancelled")
     assert _state(database, seed.QUEUED) == "cancelled"
+
+
+def test_a_waiting_job_shows_no_empty_figures(visit: Visit) -> None:
+    visit.open(f"jobs/{seed.QUEUED}")
+    expect(visit.page.locator("#waiting")).to_contain_text("in the queue")
+    expect(visit.page.locator("#figures")).to_be_hidden()
+    assert "\N{EN DASH}" not in visit.page.locator("header#job").inner_text()
 
 
 def test_a_waiting_job_is_paused_and_resumed(visit: Visit, database: Database) -> None:
@@ -221,12 +310,17 @@ def test_a_bad_file_is_shown_row_by_row_corrected_and_submitted(visit: Visit, tm
     page.get_by_label("Upload…").first.set_input_files(path)
     expect(picker.locator(".said")).to_contain_text("every row can be read")
     expect(picker.locator("tr.wrong")).to_have_count(0)
+    expect(page.locator("#problem")).to_be_hidden()
     page.get_by_label("Context, tokens").fill("3")
+    expect(page.locator("#estimate-said")).to_contain_text("context_length_tokens")
     page.get_by_role("button", name="Submit job").click()
     expect(page.get_by_role("alert")).to_contain_text("context_length_tokens")
     expect(page.get_by_label("Context, tokens")).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_label("Context, tokens")).to_be_focused()
+    expect(page.locator("#estimate-said")).to_have_text("As it is, the job would be refused.")  # why is said once
     page.get_by_label("Context, tokens").fill("64")
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("[aria-invalid]")).to_have_count(0)
     page.get_by_role("button", name="Submit job").click()
     expect(page).to_have_url(re.compile(r"/jobs/ftjob-\w+$"))
     expect(page.locator("#state")).to_have_text("queued")
@@ -234,7 +328,10 @@ def test_a_bad_file_is_shown_row_by_row_corrected_and_submitted(visit: Visit, tm
     visit.complaints[:] = [text for text in visit.complaints if "400" not in text]
 
 
-def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit) -> None:
+def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit, database: Database) -> None:
+    with database.writing() as session:
+        job = session.get_one(Job, seed.SUCCEEDED)
+        job.hyperparameters = {**job.hyperparameters, "learning_rate_multiplier": 0.5}
     visit.open(f"jobs/{seed.SUCCEEDED}")
     visit.page.get_by_role("link", name="Clone").click()
     page = visit.page
@@ -242,9 +339,42 @@ def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit) -> None:
     expect(page.get_by_label("Context, tokens")).to_have_value("1024")
     expect(page.get_by_label("Steps at most")).to_have_value("12")
     expect(page.get_by_label("Blocks kept")).to_have_value("0.4")
+    expect(page.get_by_label("Rate multiplier")).to_have_value("0.5")
     expect(page.locator("#training_file-pick")).to_have_value("file-training")
     expect(page.locator("#training_file .rows")).to_contain_text("the second document")
     expect(page.locator('[data-path="selection.block_tokens"]')).to_have_value("")  # the preset's own
+
+
+def test_a_device_that_somebody_else_uses_is_not_called_free(visit: Visit, database: Database) -> None:
+    visit.open("fleet")
+    device = visit.page.locator("#workers .device")
+    expect(device).to_contain_text("also 1 process of others")
+    with database.writing() as session:
+        session.execute(delete(DeviceLease))
+    visit.page.reload()
+    expect(device).to_contain_text("takes no job1 process of others")
+    expect(device).not_to_contain_text("free")
+
+
+@pytest.mark.parametrize("visit", ["narrow"], indirect=True)
+def test_on_a_phone_nothing_is_cut_off_or_squeezed(visit: Visit, settings: Settings, database: Database) -> None:
+    page = visit.page
+    with database.writing() as session:
+        team = teams.get_or_create_team(session, "seeded")
+        create_key(session, team, "robot", pepper=settings.pepper, scopes=list(Scope))
+    visit.open("fleet")
+    reason = page.locator("#queue .reason")
+    expect(reason).to_contain_text("waits for a free device")
+    assert _box(reason)["width"] > 300
+    visit.open("keys")
+    revoke = page.get_by_role("button", name="Revoke robot")
+    expect(revoke).to_be_visible()
+    assert _box(revoke)["x"] + _box(revoke)["width"] <= 400
+    visit.open(f"jobs/{seed.RUNNING}")
+    legends = page.locator(".legend > span:visible")
+    expect(legends).to_have_count(7)
+    for legend in legends.all():  # one line: swatch and word stay together
+        assert legend.evaluate("node => node.getClientRects().length === 1 && node.offsetHeight < 30")
 
 
 def test_a_key_is_shown_once_and_revoked(visit: Visit) -> None:
@@ -301,6 +431,12 @@ def _advance(database: Database, *, step: int) -> None:
         job = session.get_one(Job, seed.RUNNING)
         job.step = step
         seed.add_event(session, job, job.event_seq + 1, "info", f"Step {step} came")
+
+
+def _box(node: Locator) -> FloatRect:
+    box = node.bounding_box()
+    assert box is not None
+    return box
 
 
 def _state(database: Database, job_id: str) -> str:

@@ -115,6 +115,21 @@ def test_another_teams_job_is_missing(site: Site) -> None:
         assert "<b>" not in response.text
 
 
+@pytest.mark.parametrize("path", ["/nope", "/jobs/a/b", "/nope/"])
+def test_a_browser_that_goes_nowhere_gets_a_page_and_a_program_json(site: Site, path: str) -> None:
+    for expected in ('href="#main"', "Log out"):  # before and after logging in
+        response = site.client.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+        assert (response.status_code, response.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert "No such page" in response.text and expected in response.text
+        assert response.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        for url in _Page(response.text).urls:
+            assert site.client.base_url.join(path).join(url).path in ("/", "/logout", *PATHS) or "/static/" in url
+        site.log_in()
+    answer = site.client.get(path)
+    assert answer.json()["error"]["message"] == f"Not Found: there is no GET {path}"
+    assert site.client.get("/v1/nope", headers={"Accept": "application/json"}).json()["error"]["code"] == "not_found"
+
+
 @pytest.mark.parametrize("path", [*PATHS, "/jobs/none", "/login"])
 def test_every_page_forbids_foreign_and_inline_scripts(site: Site, path: str) -> None:
     site.log_in()

@@ -93,6 +93,11 @@ def _watch_to_success(visit: Visit) -> None:
     expect(page.locator("#memory-summary")).to_contain_text("instead of")
     expect(page.locator("#selection-chart .heatmaplayer image")).to_have_count(2)
     expect(page.locator("#events li").first).to_contain_text("successfully completed")
+    told = page.locator("#events li", has_text="selecting from layer").inner_text()
+    entry = re.search(r"selecting from (layer \d+) on", told)
+    assert entry is not None
+    expect(page.locator("#selection-summary")).to_contain_text(f"chosen at {entry[1]}.")
+    expect(page.locator("#config")).to_contain_text(f"once, at {entry[1]}")
     _healthy(visit)
 
 

@@ -64,7 +64,7 @@ def train(spec: TrainerSpec, folder: Path, *, first_step: int = 0, upto: int = S
         send(
             StepMessage(step=step, train_loss=loss, learning_rate=1e-4, tokens_per_second=10, trained_tokens=step * 64)
         )
-        send(SelectionMessage(step=step, num_blocks=4, layers_kept_fraction=[1.0, 0.5], spans=[]))
+        send(SelectionMessage(step=step, entry_layer=1, num_blocks=4, layers_kept_fraction=[1.0, 0.5], spans=[]))
         (folder / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)
         send(CheckpointMessage(step=step, folder=f"step-{step}", metrics={"train_loss": loss}))
         if stopping.wait(pause_seconds):

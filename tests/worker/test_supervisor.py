@@ -83,6 +83,7 @@ def test_a_job_that_succeeds_leaves_everything(
         assert [(row.phase, row.peak_bytes) for row in memory] == [("dense_reference", 2**33), ("finetune", 2**33)]
         selections = session.scalars(select(JobSelection).order_by(JobSelection.step)).all()
         assert [row.kept_fraction for row in selections] == [{"layers": [1.0, 0.5]}] * 3
+        assert [row.kept_blocks for row in selections] == [{"entry_layer": 1, "spans": []}] * 3
         checkpoints = session.scalars(select(JobCheckpoint).order_by(JobCheckpoint.step)).all()
         assert [row.folder for row in checkpoints] == ["checkpoints/step-1", "checkpoints/step-2", "checkpoints/step-3"]
         predictors = session.scalars(select(PredictorEntry)).one()

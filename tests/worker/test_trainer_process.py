@@ -152,6 +152,7 @@ def test_a_job_from_start_to_adapter(tmp_path: Path, finished: Run) -> None:
     (result,) = run.of_kind("result")
     assert run.messages[-1] is result
     assert result.report["score"] == "random"
+    assert result.report["entry_layer"] == selection.entry_layer == 2
     assert result.report["held_out_after"]["loss"] == steps[-1].valid_loss
     assert result.report["activation_bytes"] == finetune.activation_bytes
 

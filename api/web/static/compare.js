@@ -4,7 +4,7 @@ import { all, get, poll } from "./api.js";
 import { axis, chart, colour, counting, smooth } from "./chart.js";
 import { byId, complain, el, ENDED, fill, stateBadge } from "./dom.js";
 import * as format from "./format.js";
-import { inWords } from "./settings.js";
+import { inWords, others } from "./settings.js";
 
 const MOST = 6, MANY = 60; // jobs side by side; steps of a curve that is drawn smoothed, too
 const COLOURS = ["ours", "held-out", "good", "predictor", "wait", "states"];
@@ -61,7 +61,17 @@ function show() {
   drawHeldOut(shown);
   drawTrain(shown);
   table(byId("measured"), shown, shown.map(measured), true);
-  table(byId("settings"), shown, shown.map(({ job }) => inWords(job)), byId("every").checked);
+  table(byId("settings"), shown, shown.map(({ job }) => ({ ...inWords(job), ...others(job) })), byId("every").checked);
+  complain(byId("other-windows"), otherWindows(shown.map(({ job }) => job)));
+}
+
+/** What keeps the held-out losses from being compared, if anything does. */
+function otherWindows(compared) {
+  const measuredOn = ({ model, validation_file: file, jenga: { config } }) =>
+    ({ "base model": model, "held-out file": file, context: config.context_length_tokens, "eval windows": config.eval_windows });
+  const [first, ...rest] = compared.filter((job) => job.validation_file).map(measuredOn);
+  const different = Object.keys(first ?? {}).filter((name) => rest.some((other) => other[name] !== first[name]));
+  return different.length ? `These losses are of different windows and do not compare: the jobs differ in ${different.join(", ")}.` : null;
 }
 
 function curves(id, key, mode) {
@@ -113,11 +123,12 @@ function measured({ job, metrics, memory, shares }) {
   };
 }
 
+/** Names down, jobs across; rows in which jobs differ, or every one. What a job does not have at all differs from nothing. */
 function table(node, shown, columns, every) {
   const names = [...new Set(columns.flatMap((column) => Object.keys(column)))];
   const text = (value) => (value === null || value === undefined ? "–" : String(value));
   const rows = names.map((name) => ({ name, values: columns.map((column) => text(column[name])) }))
-    .map((row) => ({ ...row, differs: row.values.some((value) => value !== row.values[0]) }))
+    .map((row) => ({ ...row, differs: new Set(row.values.filter((_, index) => row.name in columns[index])).size > 1 }))
     .filter(({ differs, values }) => (differs || every) && values.some((value) => value !== "–"));
   fill(node, el("thead", {}, el("tr", {}, el("td", {}), ...shown.map(({ job }) => el("th", { scope: "col", class: "mono" }, job.id, el("span", { class: "sub" }, job.user_provided_suffix ?? job.model))))),
     el("tbody", {}, ...rows.map(({ name, values, differs }) => el("tr", { class: differs ? "differs" : null },

@@ -6,11 +6,12 @@ import { bar, byId, el, fill, pairs } from "./dom.js";
 import * as format from "./format.js";
 
 const WAIT_MILLISECONDS = 400;
+const REFUSED = "As it is, the job would be refused.";
 
 export class Estimate {
   /** `request()` is the body of the job, or null; `onErrors` gets the rows that are wrong. */
   constructor(request, onErrors) {
-    Object.assign(this, { request, onErrors, timer: null, running: null });
+    Object.assign(this, { request, onErrors, timer: null, running: null, refusal: null });
   }
 
   update() {
@@ -22,7 +23,7 @@ export class Estimate {
     const body = this.request();
     const asked = JSON.stringify(body);
     if (!body) {
-      this.asked = null;
+      this.asked = this.refusal = null;
       byId("estimate").hidden = true;
       return say("Choose a model and a training file to see memory, time and the longest context that fits.");
     }
@@ -33,6 +34,7 @@ export class Estimate {
     const { signal } = this.running;
     if (byId("estimate").hidden) say("Estimating…");
     byId("estimate").classList.add("stale");
+    this.refusal = null;
     try {
       const answer = await post("v1/fine_tuning/estimates", body, signal);
       if (!signal.aborted) this.show(answer, body);
@@ -40,13 +42,19 @@ export class Estimate {
       if (signal.aborted) return;
       if (!expected(error)) throw error;
       byId("estimate").hidden = true;
-      say(error.message, "warning");
+      this.refusal = error.message;
+      this.sayRefusal();
     }
+  }
+
+  /** Why there is no estimate, unless the form's own box says the same. */
+  sayRefusal() {
+    if (this.refusal) say(this.refusal === byId("problem").textContent ? REFUSED : this.refusal, "warning");
   }
 
   show(answer, body) {
     this.onErrors(answer.errors);
-    say(answer.valid ? "" : "As it is, the job would be refused.", "warning");
+    say(answer.valid ? "" : REFUSED, "warning");
     byId("estimate").hidden = false;
     byId("estimate").classList.remove("stale");
     fill(byId("estimate"), ...[

@@ -19,9 +19,9 @@ async function load() {
 
   byId("no-queue").hidden = queue.length > 0;
   byId("queue").hidden = queue.length === 0;
-  fill(byId("queue").tBodies[0], ...queue.map((entry) => el("tr", {},
-    el("td", { class: "number" }, String(entry.position)), el("td", {}, jobLink(entry.job_id)),
-    el("td", {}, teamName(entry.team_id, names)), el("td", {}, entry.reason))));
+  fill(byId("queue").tBodies[0], ...queue.map((entry) => el("tr", { role: "row" },
+    cell("number", String(entry.position)), cell("job", jobLink(entry.job_id)),
+    cell("team", teamName(entry.team_id, names)), cell("reason", entry.reason))));
 
   const most = Math.max(...teams.map((team) => team.gpu_seconds_decayed), 1);
   fill(byId("teams").tBodies[0], ...teams.map((team) => el("tr", {}, el("th", { scope: "row" }, team.name ?? "another team"),
@@ -30,6 +30,8 @@ async function load() {
       el("span", { class: "track" }, bar(team.gpu_seconds_decayed / most))))));
   return true;
 }
+
+const cell = (kind, content) => el("td", { role: "cell", class: kind }, content);
 
 function card(worker, names) {
   return el("article", { class: "card", "aria-label": `Worker on ${worker.host}` },
@@ -40,19 +42,19 @@ function card(worker, names) {
         ? format.bytes(device.memory_bytes) : `${format.bytes(device.memory_used_bytes)} of ${format.bytes(device.memory_bytes)}`)),
       el("div", { class: "track" }, bar((device.memory_used_bytes ?? 0) / device.memory_bytes)),
       el("p", { class: "small" }, el("span", {}, ...holder(device, names)),
-        foreign(device.foreign_processes)))));
+        foreign(device)))));
 }
 
-function holder({ held_by: held }, names) {
-  if (!held) return [el("span", { class: "faint" }, "free")];
+function holder({ held_by: held, foreign_processes: others }, names) {
+  if (!held) return [el("span", { class: "faint" }, others?.length ? "takes no job" : "free")];
   return ["held by ", jobLink(held.job_id), ` (${teamName(held.team_id, names)})`];
 }
 
 /** Processes on a device that are no job's, by name. */
-function foreign(processes) {
+function foreign({ held_by: held, foreign_processes: processes }) {
   if (!processes?.length) return "";
   const names = processes.map(({ name, pid }) => `${name} (process ${pid})`).join(", ");
-  return el("span", { class: "warning", title: names }, `also ${plural(processes.length, "process", "processes")} of others`);
+  return el("span", { class: "warning", title: names }, `${held ? "also " : ""}${plural(processes.length, "process", "processes")} of others`);
 }
 
 const jobLink = (id) => (id ? el("a", { class: "mono", href: `jobs/${id}` }, id) : el("span", { class: "faint" }, "another team's job"));

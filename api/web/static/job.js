@@ -40,7 +40,7 @@ async function load() {
   showMemory(memory.data, job);
   showSelection(selections.rows, job, ended);
   showLayers(job, events.known());
-  showSettings(job);
+  showSettings(job, selections.rows.at(-1));
   await showResults(job, path);
   return !ended;
 }
@@ -65,7 +65,8 @@ function showHeader(job) {
       !ended && job.estimated_finish > now ? `about ${format.duration(job.estimated_finish - now)} left` : null,
       attempt > 1 ? `attempt ${attempt}` : null].filter(Boolean).join(" · "));
   showStages(job, ended);
-  fill(byId("progress"), ...(ended && state !== "failed" ? [] : progress(job.jenga, ended)));
+  const moves = state === "running" || (job.jenga.total_steps && (!ended || state === "failed"));
+  fill(byId("progress"), ...(moves ? progress(job.jenga, ended) : []));
   byId("waiting").hidden = !queue && state !== "paused";
   if (state === "paused") fill(byId("waiting"), "Paused: it holds no device. Resume puts it back into the queue, and it goes on from its last checkpoint.");
   else if (queue) fill(byId("waiting"), `${queue.position ? `No. ${queue.position} in the queue: ` : "Waiting: "}${queue.reason}`);

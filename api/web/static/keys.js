@@ -23,13 +23,15 @@ async function load() {
 async function showKeys() {
   const keys = await all("v1/keys");
   byId("keys").hidden = false;
-  fill(byId("keys").tBodies[0], ...keys.map((key) => el("tr", { class: key.revoked_at ? "faint" : null },
-    el("th", { scope: "row" }, key.name || key.id, el("span", { class: "sub mono" }, `jenga_${key.id}_…`)),
-    el("td", {}, key.scopes.join(", ")),
-    el("td", {}, moment(key.created_at)),
-    el("td", {}, key.last_used_at ? format.ago(key.last_used_at) : "never"),
-    el("td", { class: "number" }, standing(key)))));
+  fill(byId("keys").tBodies[0], ...keys.map((key) => el("tr", { role: "row", class: key.revoked_at ? "faint" : null },
+    el("th", { role: "rowheader", scope: "row" }, key.name || key.id, el("span", { class: "sub mono" }, `jenga_${key.id}_…`)),
+    cell("May", key.scopes.join(", ")),
+    cell("Created", moment(key.created_at)),
+    cell("Last used", key.last_used_at ? format.ago(key.last_used_at) : "never"),
+    el("td", { role: "cell", class: "number" }, standing(key)))));
 }
+
+const cell = (name, content) => el("td", { role: "cell", "data-label": name }, content);
 
 /** Revoked, this browser's own, or a button that revokes it. */
 function standing(key) {

@@ -7,7 +7,7 @@ const KINDS = ["states", "activations", "predictor", "other"];
 const BYTES = { states: "states_bytes", activations: "activation_bytes", predictor: "predictor_bytes", other: "other_bytes" };
 const NAMES = { dense_reference: "Dense LoRA, same batch", finetune: "This job" };
 
-/** Show these measurements ([{phase, states_bytes, ...}], in the order in which they were made). */
+/** Show these measurements ([{phase, states_bytes, ...}]): this job's first, everywhere. */
 export function showMemory(phases, job) {
   const ours = phases.find(({ phase }) => phase === "finetune");
   const dense = phases.find(({ phase }) => phase === "dense_reference");
@@ -15,19 +15,20 @@ export function showMemory(phases, job) {
   byId("memory").hidden = phases.length === 0;
   if (phases.length === 0) return;
   const saved = [ours, dense].filter(Boolean);
+  const ordered = [...saved, ...phases.filter((phase) => !saved.includes(phase))];
   const most = Math.max(...saved.map((phase) => phase.activation_bytes), 1);
   fill(byId("memory-saved"), ...saved.map((phase) => el("div", {},
     label(phase.phase, format.bytes(phase.activation_bytes)),
     el("div", { class: "track" }, bar(phase.activation_bytes / most, phase === ours ? "ours" : "dense")))));
-  const highest = Math.max(...phases.map(total), 1);
-  fill(byId("memory-phases"), ...phases.map((phase) => el("div", {},
+  const highest = Math.max(...ordered.map(total), 1);
+  fill(byId("memory-phases"), ...ordered.map((phase) => el("div", {},
     label(phase.phase, `peak ${format.bytes(phase.peak_bytes)}`),
     el("div", { class: "track" }, ...KINDS.map((kind) => {
       const part = bar(phase[BYTES[kind]] / highest, kind);
       part.title = `${kind}: ${format.bytes(phase[BYTES[kind]])}`;
       return part;
     })))));
-  fill(byId("memory-numbers").tBodies[0], ...phases.map((phase) => el("tr", {},
+  fill(byId("memory-numbers").tBodies[0], ...ordered.map((phase) => el("tr", {},
     el("th", { scope: "row" }, nameOf(phase.phase)),
     ...[...KINDS.map((kind) => BYTES[kind]), "peak_bytes"].map((key) => el("td", { class: "number" }, format.bytes(phase[key]))))));
   const { device } = phases[0];

@@ -8,8 +8,8 @@ import { Picker } from "./picker.js";
 
 const form = byId("form");
 const defaults = JSON.parse(form.dataset.defaults);
-const training = new Picker(byId("training_file"), { placeholder: "Choose a file…", onChange: changed });
-const validation = new Picker(byId("validation_file"), { placeholder: "None", onChange: changed });
+const training = new Picker(byId("training_file"), { placeholder: "Choose a file…", onChange: edited });
+const validation = new Picker(byId("validation_file"), { placeholder: "None", onChange: edited });
 const estimate = new Estimate(request, (rows) => training.showErrors(rows));
 const inputs = [...form.querySelectorAll("[data-path], [data-hyper], [data-place]")];
 const nameOf = ({ dataset: { path, hyper, place } }) => path ?? hyper ?? place;
@@ -27,7 +27,7 @@ async function start() {
   const origin = new URLSearchParams(location.search).get("from");
   if (origin) await copy(origin);
   showDefaults();
-  form.addEventListener("input", changed);
+  form.addEventListener("input", edited);
   form.addEventListener("submit", submit);
   changed();
   return false;
@@ -63,7 +63,14 @@ async function copy(id) {
     const own = at(defaults[byId("preset").value], input.dataset.path);
     if (JSON.stringify(value) !== JSON.stringify(own) || input.type === "range") input.value = text(value);
   }
-  if (job.jenga.config.max_steps) byId("n_epochs").value = "";
+  if (job.jenga.config.max_steps) byId("n_epochs").value = ""; // what is overruled is not asked for again
+  if (job.jenga.config.learning_rate) byId("multiplier").value = "";
+}
+
+/** Whatever was refused was refused of the form as it was. */
+function edited() {
+  blame(null);
+  changed();
 }
 
 function changed() {
@@ -76,7 +83,7 @@ function showDefaults() {
   const preset = defaults[byId("preset").value];
   for (const input of inputs) {
     const own = input.dataset.path && at(preset, input.dataset.path);
-    if (input.tagName === "INPUT" && input.type !== "range" && input.dataset.path) input.placeholder = text(own) || "none";
+    if (input.tagName === "INPUT" && input.type !== "range" && input.dataset.path) input.placeholder = text(own) || input.dataset.unset || "none";
     if (input.tagName === "SELECT" && input.options[0].value === "") input.options[0].text = text(own) ? `default (${text(own)})` : "default";
     if (input.type === "range" && !input.dataset.moved) input.value = own ?? 0.4;
   }
@@ -125,6 +132,7 @@ async function submit(event) {
 function blame(error) {
   for (const marked of form.querySelectorAll("[aria-invalid]")) marked.removeAttribute("aria-invalid");
   complain(byId("problem"), error && error.message);
+  estimate.sayRefusal();
   if (!error?.param) return;
   const path = error.param.replace(/^jenga\./, "").replace(/^(method\.supervised\.)?hyperparameters\./, "");
   const field = inputs.find((input) => nameOf(input) === path)

@@ -32,8 +32,10 @@ export async function showResults(job, path) {
       : "The adapter and the metrics can be downloaded here once the job has succeeded."));
   }
   if (state === "succeeded") {
-    parts.push(el("details", {}, el("summary", {}, "Use the adapter"), el("pre", { tabindex: "0" },
-      "# tar -xzf adapter.tar.gz\nfrom peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, \"adapter\")")));
+    parts.push(el("details", { id: "use" }, el("summary", {}, "Use the adapter"),
+      el("p", { class: "faint small" }, "Unpack it into a folder, and load it over the base model with peft:"),
+      el("pre", { tabindex: "0" }, "mkdir adapter && tar -xzf adapter.tar.gz -C adapter"),
+      el("pre", { tabindex: "0" }, "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, \"adapter\")")));
   }
   fill(byId("results"), ...parts);
 }

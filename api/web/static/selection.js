@@ -4,6 +4,7 @@
 import { axis, chart, colour, counting } from "./chart.js";
 import { byId, el, fill } from "./dom.js";
 import * as format from "./format.js";
+import { entryLayer } from "./settings.js";
 
 const ELIMINATED = 0, FORWARD_ONLY = 1, INVOLVED = 2;
 const FATES = ["eliminated", "forward-only", "involved"];
@@ -12,6 +13,7 @@ const FRAME_MILLISECONDS = 350;
 const slider = byId("selection-step");
 const play = byId("selection-play");
 let selections = [];
+let job = null;
 let policy = {};
 let playing = null;
 
@@ -51,10 +53,11 @@ const draw = chart(byId("selection-chart"), (selection) => {
   };
 });
 
-/** Show these selections ([{step, num_blocks, kept_fraction, spans}], oldest first); stay at the newest unless moved. */
-export function showSelection(data, job, ended) {
+/** Show these selections ([{step, entry_layer, num_blocks, kept_fraction, spans}], oldest first); stay at the newest unless moved. */
+export function showSelection(data, ofJob, ended) {
   const atNewest = Number(slider.value) >= selections.length - 1;
   selections = data;
+  job = ofJob;
   policy = job.jenga.config?.selection ?? {};
   byId("selection").hidden = data.length === 0;
   if (data.length === 0) {
@@ -127,13 +130,12 @@ function show() {
 
 const spanOf = ({ spans }, layer) => spans.find((span) => span.first_layer <= layer && layer <= span.last_layer);
 
-const entryOf = (selection) => policy.entry_layer ?? Math.floor(selection.kept_fraction.length / 2);
-
 /** What became of every block, a row per layer; a layer in no span involves all of them. */
 function fatesByLayer(selection) {
+  const entry = entryLayer(job, selection);
   return selection.kept_fraction.map((_, layer) => {
     const span = spanOf(selection, layer);
-    const others = layer < entryOf(selection) ? policy.below_entry : policy.unselected;
+    const others = layer < entry ? policy.below_entry : policy.unselected;
     const row = new Array(selection.num_blocks).fill(!span ? INVOLVED : others === "forward_only" ? FORWARD_ONLY : ELIMINATED);
     for (const block of span?.blocks ?? []) row[block] = INVOLVED;
     return row;
@@ -171,5 +173,6 @@ function summarize(selection) {
   const [{ first_layer: first, last_layer: last, blocks }] = spans;
   const chosen = `Step ${step}: ${blocks.length} of ${total} blocks`;
   if (first > 0) return `${chosen} are involved in layers ${first}–${last}, all of them below. ${average}`;
-  return `${chosen}, ${mean} of tokens, are involved in every layer. They were chosen at layer ${entryOf(selection)}.`;
+  const entry = entryLayer(job, selection);
+  return `${chosen}, ${mean} of tokens, are involved in every layer.${entry === null ? "" : ` They were chosen at layer ${entry}.`}`;
 }

@@ -85,11 +85,12 @@ def ordered(waiters: Sequence[Waiter], used: Mapping[str, float]) -> tuple[list[
     why: dict[str, str] = {}
     for band in sorted({priority for priority, _ in queues}, reverse=True):
         teams = {team: deque(queue) for (priority, team), queue in queues.items() if priority == band}
-        higher, turns = len(order), Counter[str]()
+        higher, turns, alone = len(order), Counter[str](), len(teams) == 1
         while teams:
             team = min(teams, key=lambda each: (use.get(each, 0.0), teams[each][0].created_at, teams[each][0].job_id))
             waiter = teams[team].popleft()
-            why[waiter.job_id] = _why(higher, len(order) - higher - turns[team], turns[team], used.get(team, 0.0))
+            others, least = len(order) - higher - turns[team], None if alone else used.get(team, 0.0)
+            why[waiter.job_id] = _why(higher, others, turns[team], least)
             order.append(waiter)
             turns[team] += 1
             use[team] = use.get(team, 0.0) + waiter.gpus * NOMINAL_SECONDS
@@ -179,7 +180,8 @@ def _is_free(slot: Slot, taken: set[str]) -> bool:
     return slot.job_id is None and not slot.is_foreign and slot.uuid not in taken
 
 
-def _why(higher: int, others: int, own: int, used_seconds: float) -> str:
+def _why(higher: int, others: int, own: int, least_seconds: float | None) -> str:
+    """`least_seconds` is what its team has used, where it was weighed against others'."""
     parts = []
     if higher:
         parts.append(f"{higher} of a higher priority")
@@ -190,5 +192,7 @@ def _why(higher: int, others: int, own: int, used_seconds: float) -> str:
     if parts:
         before = higher + others + own
         return f"{before} {'job goes' if before == 1 else 'jobs go'} first: " + ", ".join(parts)
-    used = f"{used_seconds / 3600:.1f} h" if used_seconds >= 3600 else f"{used_seconds / 60:.0f} min"
+    if least_seconds is None:
+        return "next"
+    used = f"{least_seconds / 3600:.1f} h" if least_seconds >= 3600 else f"{least_seconds / 60:.0f} min"
     return f"next: its team has used the least device time lately ({used})"

@@ -33,6 +33,14 @@ def test_of_thirty_jobs_of_one_team_and_one_of_another_the_one_is_next() -> None
     assert why["a1"] == "2 jobs go first: 1 of teams that have used less device time lately, 1 older of its own team"
 
 
+def test_a_team_that_waits_alone_is_not_weighed_against_others() -> None:
+    _, why = ordered(
+        [waiter("first", "a", 0), waiter("second", "a", 1), waiter("low", "b", 0, priority=-1)], {"a": 60.0}
+    )
+    assert why["first"] == "next"
+    assert why["second"] == "1 job goes first: 1 older of its own team"
+
+
 def test_teams_take_turns_and_a_place_counts_like_use() -> None:
     queue = [waiter(f"{team}{number}", team, number) for team in "ab" for number in range(3)]
     order, _ = ordered(queue, {})

@@ -185,7 +185,8 @@ class JobSelection(Base):
     """`{"layers": [share of tokens involved in layer 0, 1, ...]}`"""
 
     kept_blocks: Mapped[dict[str, Any]]
-    """`{"spans": [{"first_layer": 15, "last_layer": 29, "blocks": [0, 3, ...]}]}`; layers in no span keep all."""
+    """`{"entry_layer": 18, "spans": [{"first_layer": 0, "last_layer": 29, "blocks": [0, 3, ...]}]}`; layers in no span
+    keep all. Rows of old jobs have no `entry_layer`."""
 
     created_at: Mapped[float]
 
