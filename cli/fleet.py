@@ -21,7 +21,7 @@ def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
     if as_json:
         emit(view)
         return
-    devices = table("device", "host", "state", "memory>", "in use>", "held by", "others' processes>")
+    devices = table("device", "host?", "state!", "memory>", "in use>", "held by!", "others' processes>?")
     for worker in view["workers"]:
         for device in worker["devices"]:
             devices.add_row(
@@ -54,7 +54,7 @@ def predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
     if as_json:
         emit(found)
         return
-    rows = table("predictor", "base model", "layers>", "lowest recall>", "parameters>", "made by", "created")
+    rows = table("predictor", "base model", "layers>", "lowest recall>", "parameters>?", "made by!?", "created!?")
     for predictor in found:
         report = predictor["report"]
         recalls = [layer["recall"] for layer in report.get("layers", {}).values()]

@@ -32,7 +32,7 @@ def list_jobs(
     if as_json:
         emit(jobs)
         return
-    rows = table("job", "model", "state", "stage", "step>", "loss>", "activations>", "owner", "created")
+    rows = table("job", "model", "state!", "stage", "step>", "loss>", "activations>?", "owner?", "created!?")
     for job in jobs:
         extra = job["jenga"]
         steps = f"{extra['step']}/{extra['total_steps'] or '?'}"
@@ -92,7 +92,7 @@ def _ask(job_id: str, action: str, as_json: bool, data_dir: Any) -> None:
 
 def _standing(extra: dict[str, Any]) -> str:
     queue = extra.get("queue")
-    return f"no. {queue['position']} in the queue" if queue else str(extra["stage"])
+    return f"no. {queue['position']} in the queue" if queue else str(extra["stage"]).replace("_", " ")
 
 
 def _loss(extra: dict[str, Any]) -> str:
