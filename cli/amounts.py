@@ -46,6 +46,11 @@ def clock(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
 
 
+def date(seconds: float) -> str:
+    """The local date."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")
+
+
 def day(seconds: float) -> str:
     """The local date and time, to the minute."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

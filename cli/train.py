@@ -233,13 +233,13 @@ def _take(message: dict[str, Any], snapshot: Snapshot, display: Display) -> None
             snapshot.step = message["step"]
             if message["train_loss"] is not None:
                 snapshot.losses.append(message["train_loss"])
+                snapshot.seconds_left = _left(snapshot, now)
             snapshot.held_out = message["valid_loss"] if message["valid_loss"] is not None else snapshot.held_out
             snapshot.tokens_per_second = message["tokens_per_second"] or snapshot.tokens_per_second
-            snapshot.seconds_left = _left(snapshot, now)
-            if not display.is_live and message["train_loss"] is not None:
-                display.tell(
-                    now, f"Step {snapshot.step}/{snapshot.total_steps}: training loss={message['train_loss']:.4g}"
-                )
+            losses = {"training": message["train_loss"], "validation": message["valid_loss"]}
+            told = ", ".join(f"{name} loss={loss:.4g}" for name, loss in losses.items() if loss is not None)
+            if told and not display.is_live:  # the live lines have the numbers
+                display.tell(now, f"Step {snapshot.step}/{snapshot.total_steps}: {told}")
         case "memory" if message["phase"] == "dense_reference":
             snapshot.dense_activation_bytes = message["activation_bytes"]
         case "memory" if message["phase"] == "finetune":

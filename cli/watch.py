@@ -106,6 +106,7 @@ class _Watched:
         if extra["attempt"] != self._attempt:  # a new attempt writes its steps anew
             self._attempt, self._step = extra["attempt"], -1
             snapshot.losses.clear()
+            snapshot.first_step_at = None
         snapshot.state, snapshot.stage = extra["state"], extra["stage"]
         snapshot.step, snapshot.total_steps = extra["step"], extra["total_steps"]
         memory, queue = extra.get("memory") or {}, extra.get("queue")
@@ -122,6 +123,7 @@ class _Watched:
         for metric in self._service.get(f"{self._path}/metrics", after_step=max(self._step - 1, -1))["data"]:
             if metric["train_loss"] is not None and metric["step"] > self._step:
                 self.snapshot.losses.append(metric["train_loss"])
+                self.snapshot.first_step_at = self.snapshot.first_step_at or metric["created_at"]
             self._step = max(self._step, metric["step"])
             if metric["valid_loss"] is not None:
                 self.snapshot.held_out = metric["valid_loss"]

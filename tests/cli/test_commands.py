@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ def test_list(command_line: CommandLine) -> None:
 
 def test_logs(command_line: CommandLine) -> None:
     lines = command_line.run("logs", seed.SUCCEEDED).stdout.splitlines()
-    assert lines[0].endswith("Created fine-tuning job") and lines[-1].endswith("WARN: 2 rows were cut to 2048 tokens")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  Created fine-tuning job", lines[0])
+    assert lines[-1].endswith("WARN: 2 rows were cut to 2048 tokens")
     done = command_line.run("logs", seed.SUCCEEDED, "--json")
     assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == ["info", "info", "info", "warn"]
 
@@ -44,6 +46,7 @@ def test_pause_resume_stop_cancel(command_line: CommandLine) -> None:
     refused = command_line.run("stop", seed.SUCCEEDED)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "409" in refused.stderr
+    assert command_line.run("stop", seed.RUNNING).stdout.startswith(f"{seed.RUNNING} is stopping")
     assert command_line.json("stop", seed.RUNNING)["id"] == seed.RUNNING
     assert command_line.run("cancel", seed.QUEUED).stdout == f"{seed.QUEUED} is cancelled\n"
 

@@ -77,6 +77,7 @@ def test_a_run_leaves_an_adapter_and_is_not_run_over(tmp_path: Path) -> None:
     done = train(str(path))
     assert done.returncode == 0, done.stderr
     assert "Step 2/2: training loss=" in done.stdout
+    assert "Step 0/2: validation loss=" in done.stdout and "Step 2/2: validation loss=" in done.stdout
     assert "held-out loss" in done.stdout
     assert (tmp_path / "run" / "output" / "adapter" / "adapter_config.json").exists()
     again = train(str(path))
