@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from rich.markup import escape
 
 from cli import amounts
@@ -12,6 +13,8 @@ from cli.output import Json, emit, show, table
 from cli.settings import DataDir, settings_of
 
 MOST = 1000
+
+predictors_app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
@@ -47,8 +50,14 @@ def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
     show(teams)
 
 
-def predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
-    """The team's predictors of block scores, newest first."""
+@predictors_app.callback()
+def predictors() -> None:
+    """The team's predictors of block scores, which its jobs share."""
+
+
+@predictors_app.command("list")
+def list_predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
+    """Newest first."""
     with connected(settings_of(data_dir)) as service:
         found = service.pages("/predictors", most=MOST)
     if as_json:

@@ -60,6 +60,7 @@ def follow(service: Service, job_id: str, *, as_json: bool = False) -> int:
         emit_line(job)
     elif job["status"] == "succeeded":
         print(job["fine_tuned_model"])
+        say(f"`jenga download {job_id}` fetches the adapter and the metrics")
     elif job["status"] == "failed":
         say(f"{job_id} failed: {(job.get('error') or {}).get('message', 'no reason given')}")
     else:

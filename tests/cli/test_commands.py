@@ -107,8 +107,8 @@ def test_estimate(command_line: CommandLine, rows: Path) -> None:
 
 def test_models_predictors_and_fleet(command_line: CommandLine) -> None:
     assert [model["id"] for model in command_line.json("models", "list")] == ["smollm2-135m"]
-    assert "91.7%" in command_line.run("predictors").stdout
-    assert command_line.json("predictors")[0]["job_id"] == seed.SUCCEEDED
+    assert "91.7%" in command_line.run("predictors", "list").stdout
+    assert command_line.json("predictors", "list")[0]["job_id"] == seed.SUCCEEDED
     shown = command_line.run("fleet").stdout
     assert seed.RUNNING in shown and "A GPU" in shown and seed.QUEUED in shown
     assert command_line.json("fleet")["workers"][0]["devices"][0]["held_by"]["job_id"] == seed.RUNNING
