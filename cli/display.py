@@ -153,7 +153,7 @@ def curve(values: Sequence[float], steps: int = CURVE_STEPS) -> str:
 
 def outcome(snapshot: Snapshot, model: Any) -> str:
     """One sentence about a job that succeeded."""
-    parts = [f"{model}: {snapshot.step} steps"]
+    parts = [f"{model}: {amounts.many(snapshot.step, 'step')}"]
     if snapshot.losses:
         parts.append(f"train loss {snapshot.losses[-1]:.3f}")
     if snapshot.held_out is not None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cli import submit
+from jenga_core.service.db.models import Device
+from jenga_core.service.db.session import Database
 from tests.cli.conftest import CommandLine
 from tests.web import seed
 
@@ -101,8 +103,30 @@ def test_estimate(command_line: CommandLine, rows: Path) -> None:
     answer = command_line.json("estimate", str(rows), *options)
     assert (answer["rows"], answer["valid"]) == (3, True)
     shown = command_line.run("estimate", answer["training_file"], *options).stdout
-    for words in ("rows     3", "as asked", "dense LoRA", "A GPU", "longest context"):
+    for words in ("rows     3", "as asked", "dense LoRA ", "A GPU", "longest context"):
         assert words in shown
+    recomputed = command_line.run("estimate", answer["training_file"], *options, "-o", "recompute=full").stdout
+    assert "dense LoRA, recompute full" in recomputed and "\nrecompute full" not in recomputed
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "with_cpu", "said"),
+    [
+        (80 * 2**30, False, ""),
+        (2**20, True, "It fits no device that is there"),  # taken, for a CPU's memory is not looked at
+        (2**20, False, "the job needs about"),  # refused
+    ],
+)
+def test_estimate_of_a_job_that_does_not_fit(
+    command_line: CommandLine, database: Database, rows: Path, gpu_bytes: int, with_cpu: bool, said: str
+) -> None:
+    with database.writing() as session:
+        session.get_one(Device, "GPU-1").memory_bytes = gpu_bytes
+        if with_cpu:
+            memory = {"memory_bytes": 2**20, "memory_used_bytes": 0}
+            session.add(Device(uuid="CPU-1", worker_id="worker-1", kind="cpu", name="A CPU", **memory))
+    done = command_line.run("estimate", str(rows), "--model", "smollm2-135m", "-o", "context_length_tokens=256")
+    assert (done.returncode, said in done.stderr, bool(done.stderr)) == (int(bool(said)), True, bool(said))
 
 
 def test_models_predictors_and_fleet(command_line: CommandLine) -> None:

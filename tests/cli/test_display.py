@@ -77,6 +77,7 @@ def test_the_last_line_leaves_room_for_the_echo_of_ctrl_c() -> None:
 
 def test_the_outcome_in_a_sentence() -> None:
     snapshot = Snapshot(step=12, losses=[2.0, 1.25], held_out=1.5)
+    assert outcome(Snapshot(step=1), "adapter") == "adapter: 1 step"
     assert outcome(snapshot, "adapter") == "adapter: 12 steps, train loss 1.250, held-out loss 1.500"
 
 
