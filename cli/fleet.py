@@ -57,7 +57,7 @@ def predictors() -> None:
 
 @predictors_app.command("list")
 def list_predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
-    """Newest first."""
+    """All of the team, newest first."""
     with connected(settings_of(data_dir)) as service:
         found = service.pages("/predictors", most=MOST)
     if as_json:

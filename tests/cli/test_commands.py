@@ -34,6 +34,19 @@ def test_list(command_line: CommandLine) -> None:
     assert len(command_line.json("list", "--limit", "2")) == 2
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # as in test_watch.py
+def test_list_and_fleet_in_a_terminal_of_80_columns(command_line: CommandLine) -> None:
+    for command, words in (
+        ("list", (seed.RUNNING, "smollm2-135m", "running", "finetune", "7/12", seed.SUCCEEDED, "succeeded")),
+        ("fleet", ("A GPU", "online", seed.RUNNING)),
+    ):
+        terminal = command_line.terminal(command, columns=80)
+        shown = terminal.read()
+        terminal.close()
+        assert [word for word in words if word not in shown] == []
+        assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) <= 80
+
+
 def test_logs(command_line: CommandLine) -> None:
     lines = command_line.run("logs", seed.SUCCEEDED).stdout.splitlines()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  Created fine-tuning job", lines[0])
@@ -123,8 +136,8 @@ def test_estimate_of_a_job_that_does_not_fit(
     with database.writing() as session:
         session.get_one(Device, "GPU-1").memory_bytes = gpu_bytes
         if with_cpu:
-            memory = {"memory_bytes": 2**20, "memory_used_bytes": 0}
-            session.add(Device(uuid="CPU-1", worker_id="worker-1", kind="cpu", name="A CPU", **memory))
+            rest = {"memory_bytes": 2**20, "memory_used_bytes": 0, "foreign_processes": []}
+            session.add(Device(uuid="CPU-1", worker_id="worker-1", kind="cpu", name="A CPU", **rest))
     done = command_line.run("estimate", str(rows), "--model", "smollm2-135m", "-o", "context_length_tokens=256")
     assert (done.returncode, said in done.stderr, bool(done.stderr)) == (int(bool(said)), True, bool(said))
 
