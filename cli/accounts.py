@@ -29,7 +29,7 @@ def list_keys(team: OfTeam = None, as_json: Json = False, data_dir: DataDir = No
     if as_json:
         emit(found)
         return
-    rows = table("key", "name", "may", "created", "last used", "state")
+    rows = table("key", "name", "may", "created!?", "last used!?", "state!")
     for key in found:
         used = amounts.day(key["last_used_at"]) if key["last_used_at"] else "never"
         state = "revoked" if key["revoked_at"] else "valid"

@@ -27,6 +27,11 @@ def compared(ours: float | None, theirs: float | None) -> str:
     return f"{ratio:.1f}x less" if ratio > 1 else f"{1 / ratio:.1f}x more"
 
 
+def many(count: int, name: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """75 is `1 min 15 s`."""
     whole = max(0, round(seconds))
@@ -44,6 +49,11 @@ def loss(value: float | None) -> str:
 def clock(seconds: float) -> str:
     """The local time of day."""
     return datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
+
+
+def date(seconds: float) -> str:
+    """The local date."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d")
 
 
 def day(seconds: float) -> str:

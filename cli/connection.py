@@ -58,6 +58,14 @@ class Service:
         """DELETE below `/v1`."""
         return self._answer("DELETE", path)
 
+    def content(self, file_id: str) -> Iterator[bytes]:
+        """The bytes of a file, piece by piece."""
+        with _reached(self.url), self._http.stream("GET", f"/v1/files/{file_id}/content") as response:
+            if response.is_error:
+                response.read()
+            self._check(response)
+            yield from response.iter_bytes()
+
     def pages(self, path: str, *, most: int, **params: Any) -> list[dict[str, Any]]:
         """Entries of a list, page after page, `most` of them at most."""
         found: list[dict[str, Any]] = []
@@ -74,17 +82,27 @@ class Service:
         self._http.close()
 
     def _answer(self, method: str, path: str, **request: Any) -> Any:
-        try:
+        with _reached(self.url):
             response = self._http.request(method, f"/v1{path}", **request)
-        except httpx.TransportError as error:
-            raise Unreachable(
-                f"cannot reach Jenga at {self.url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
-            ) from error
+        self._check(response)
+        return response.json() if response.content else None
+
+    def _check(self, response: httpx.Response) -> None:
         if response.is_error:
             may_pass = response.status_code in (429, 502, 503, 504)
             kind = Unreachable if may_pass and response.headers.get("x-should-retry") != "false" else ServiceError
             raise kind(f"{self.url} answered {response.status_code}: {_message(response)}")
-        return response.json() if response.content else None
+
+
+@contextmanager
+def _reached(url: str) -> Iterator[None]:
+    """Raises Unreachable where the connection fails."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise Unreachable(
+            f"cannot reach Jenga at {url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
+        ) from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +29,9 @@ from cli import amounts
 BARS = "▁▂▃▄▅▆▇█"
 CURVE_STEPS = 24
 REFRESHES_PER_SECOND = 4
+ECHO_COLUMNS = 4
+"""Left free at the end of the last line: the terminal echoes `^C` there, and a line more would stay behind."""
+
 _STYLES = {"warn": "yellow", "error": "red"}
 _STATES = {"succeeded": "green", "failed": "red", "running": "blue", "paused": "yellow", "cancelling": "yellow"}
 
@@ -50,7 +54,7 @@ class Snapshot:
     seconds_left: float | None = None
     first_step: int = 0
     first_step_at: float | None = None
-    """When the first step was seen, in seconds since 1970: what `seconds_left` is computed from without a service."""
+    """When the first step was done, in seconds since 1970; what the bar shows as elapsed begins there."""
 
     remark: str = ""
     """Why it waits, or why nothing new is known."""
@@ -63,7 +67,6 @@ class Display:
         self._title = title
         self._console = console
         self._quiet = quiet
-        self._began = time.monotonic()
         self._shown = Snapshot()
         self._live = Live(
             get_renderable=self._render, console=console, refresh_per_second=REFRESHES_PER_SECOND, transient=True
@@ -91,7 +94,7 @@ class Display:
     def tell(self, at: float, message: str, level: str = "info") -> None:
         """A line that stays, above the live ones. `at` is in seconds since 1970."""
         if not self._quiet:
-            line = f"{amounts.clock(at)}  {message}"
+            line = event_line(at, message, level)
             self._console.print(line, style=_STYLES.get(level), markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
@@ -101,11 +104,12 @@ class Display:
             f", {shown.stage.replace('_', ' ')}" if shown.stage else "", (f"  {shown.remark}", "yellow"),
             no_wrap=True, overflow="ellipsis",
         )  # fmt: skip
-        return Group(head, self._bar(shown), Text("   ".join(_numbers(shown)), no_wrap=True, overflow="ellipsis"))
+        numbers = Text("   ".join(_numbers(shown)), no_wrap=True, overflow="ellipsis")
+        return Group(head, self._bar(shown), Padding(numbers, (0, ECHO_COLUMNS, 0, 0)))
 
     def _bar(self, shown: Snapshot) -> RenderableType:
         """The bar takes what its numbers leave of the line."""
-        elapsed = amounts.duration(time.monotonic() - self._began)
+        elapsed = f"  {amounts.duration(time.time() - shown.first_step_at)}" if shown.first_step_at else ""
         total = shown.total_steps
         counted = f"{shown.step}/{total}  {shown.step / total:.0%}" if total else "no step yet"
         left = f", {amounts.duration(shown.seconds_left)} left" if shown.seconds_left else ""
@@ -113,8 +117,14 @@ class Display:
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
         bar = ProgressBar(total=total or 1, completed=shown.step if total else 0, pulse=not total)
-        line.add_row(bar, f"{counted}  {elapsed}{left}")
+        line.add_row(bar, f"{counted}{elapsed}{left}")
         return line
+
+
+def event_line(at: float, message: str, level: str = "info") -> str:
+    """An event as `watch`, `train` and `logs` print it: the local time, and what is no mere news marked so."""
+    mark = "" if level == "info" else f"{level.upper()}: "
+    return f"{amounts.clock(at)}  {mark}{message}"
 
 
 def _numbers(shown: Snapshot) -> list[str]:
@@ -143,7 +153,7 @@ def curve(values: Sequence[float], steps: int = CURVE_STEPS) -> str:
 
 def outcome(snapshot: Snapshot, model: Any) -> str:
     """One sentence about a job that succeeded."""
-    parts = [f"{model}: {snapshot.step} steps"]
+    parts = [f"{model}: {amounts.many(snapshot.step, 'step')}"]
     if snapshot.losses:
         parts.append(f"train loss {snapshot.losses[-1]:.3f}")
     if snapshot.held_out is not None:

@@ -143,7 +143,7 @@ def _driver(machine: dict[str, Any] | str) -> Finding:
     drivers = asked.stdout.split()
     devices = machine["devices"] if isinstance(machine, dict) else []
     names = ", ".join(f"{device['name']} ({amounts.size(device['memory_bytes'])})" for device in devices)
-    found = f"{names or f'{len(drivers)} GPUs'}, driver {drivers[0]}"
+    found = f"{names or amounts.many(len(drivers), 'GPU')}, driver {drivers[0]}"
     old = [device["name"] for device in devices if not device["bfloat16"]]
     if old:
         return Finding("GPU", "warn", f"{found}; {', '.join(old)} computes bfloat16 slowly or not at all",
@@ -155,11 +155,8 @@ def _torch(machine: dict[str, Any] | str) -> Finding:
     if isinstance(machine, str):
         return Finding("PyTorch", "fail", f"cannot be used: {machine}", "pip install 'jenga[train]'")
     if machine["cuda"]:
-        return Finding(
-            "PyTorch",
-            "ok",
-            f"{machine['torch']} sees {len(machine['devices'])} GPUs through CUDA {machine['cuda_built']}",
-        )
+        seen = amounts.many(len(machine["devices"]), "GPU")
+        return Finding("PyTorch", "ok", f"{machine['torch']} sees {seen} through CUDA {machine['cuda_built']}")
     if shutil.which("nvidia-smi") is not None:
         built = f"is built for CUDA {machine['cuda_built']}" if machine["cuda_built"] else "is built without CUDA"
         return Finding("PyTorch", "fail", f"{machine['torch']} {built} and sees no GPU",

@@ -24,7 +24,9 @@ def estimate(
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Rows, steps, time, memory on each device and the longest context that fits. Exit code 1 if it would be refused.
+    """Rows, steps, time, memory on each device and the longest context that fits.
+
+    Exit code 1 if the job would be refused, or fits none of the devices that are there.
 
     The file is uploaded for it, and its id printed, so that `jenga submit` need not send it again.
     """
@@ -36,7 +38,10 @@ def estimate(
         emit({**answer, "training_file": request["training_file"]})
     else:
         _show(answer, request["training_file"])
-    if not answer["valid"]:
+    fits_none = bool(answer["devices"]) and not any(device["fits"] for device in answer["devices"])
+    if answer["valid"] and fits_none:
+        say("It fits no device that is there: it would wait for a larger one, or run out of memory.")
+    if fits_none or not answer["valid"]:
         raise typer.Exit(1)
 
 
@@ -47,7 +52,7 @@ def _show(answer: dict[str, Any], file_id: str) -> None:
         "file": file_id,
         "rows": _count(answer["rows"]),
         "tokens": _count(answer["tokens"]),
-        "cut off": f"{_count(answer['tokens_cut'])} tokens" if answer["tokens_cut"] else None,
+        "cut off": amounts.many(answer["tokens_cut"], "token") if answer["tokens_cut"] else None,
         "steps": _count(answer["steps"]),
         "time": _range(answer["seconds"]),
     }
@@ -57,9 +62,11 @@ def _show(answer: dict[str, Any], file_id: str) -> None:
     if answer["memory"]:
         print()
         rows = table("setting", "memory, expected>", "from>", "to>")
+        recompute = all(each["setting"] != "recompute full" for each in answer["memory"])  # it is what was asked for
         for each in answer["memory"]:
             sizes = (amounts.size(each[f"{name}_bytes"]) for name in ("expected", "low", "high"))
-            rows.add_row(each["setting"], *sizes)
+            dense = each["setting"] == "dense LoRA"
+            rows.add_row(each["setting"] + (", recompute full" if dense and recompute else ""), *sizes)
         show(rows)
     if answer["devices"]:
         print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
 from rich.markup import escape
 
 from cli import amounts
@@ -13,6 +14,8 @@ from cli.settings import DataDir, settings_of
 
 MOST = 1000
 
+predictors_app = typer.Typer(no_args_is_help=True, add_completion=False)
+
 
 def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
     """Machines and their devices, who holds them, who waits and why, and each team's use."""
@@ -21,7 +24,7 @@ def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
     if as_json:
         emit(view)
         return
-    devices = table("device", "host", "state", "memory>", "in use>", "held by", "others' processes>")
+    devices = table("device", "host?", "state!", "memory>", "in use>", "held by!", "others' processes>?")
     for worker in view["workers"]:
         for device in worker["devices"]:
             devices.add_row(
@@ -47,14 +50,20 @@ def fleet(as_json: Json = False, data_dir: DataDir = None) -> None:
     show(teams)
 
 
-def predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
-    """The team's predictors of block scores, newest first."""
+@predictors_app.callback()
+def predictors() -> None:
+    """The team's predictors of block scores, which its jobs share."""
+
+
+@predictors_app.command("list")
+def list_predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
+    """All of the team, newest first."""
     with connected(settings_of(data_dir)) as service:
         found = service.pages("/predictors", most=MOST)
     if as_json:
         emit(found)
         return
-    rows = table("predictor", "base model", "layers>", "lowest recall>", "parameters>", "made by", "created")
+    rows = table("predictor", "base model", "layers>", "lowest recall>", "parameters>?", "made by!?", "created!?")
     for predictor in found:
         report = predictor["report"]
         recalls = [layer["recall"] for layer in report.get("layers", {}).values()]

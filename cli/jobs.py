@@ -9,6 +9,7 @@ import typer
 from cli import amounts
 from cli.completion import job_ids
 from cli.connection import connected
+from cli.display import event_line
 from cli.output import Json, emit, emit_line, show, table
 from cli.settings import DataDir, settings_of
 from cli.watch import follow_events, known_events
@@ -32,7 +33,7 @@ def list_jobs(
     if as_json:
         emit(jobs)
         return
-    rows = table("job", "model", "state", "stage", "step>", "loss>", "activations>", "owner", "created")
+    rows = table("job", "model", "state!", "stage", "step>", "loss>", "activations>?", "owner?", "created!?")
     for job in jobs:
         extra = job["jenga"]
         steps = f"{extra['step']}/{extra['total_steps'] or '?'}"
@@ -57,8 +58,8 @@ def logs(
             if as_json:
                 emit_line(event)
             else:
-                level = "" if event["level"] == "info" else f"{event['level'].upper()}: "
-                print(f"{amounts.day(event['created_at'])}  {level}{event['message']}", flush=True)
+                day = amounts.date(event["created_at"])
+                print(f"{day} {event_line(event['created_at'], event['message'], event['level'])}", flush=True)
 
 
 def pause(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
@@ -73,7 +74,7 @@ def resume(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> No
 
 def stop(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
     """Finish a job now, with what it has learned: evaluate, publish the adapter, succeed."""
-    _ask(job_id, "stop", as_json, data_dir)
+    _ask(job_id, "stop", as_json, data_dir, done="is stopping: it evaluates and publishes what it has learned")
 
 
 def cancel(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> None:
@@ -81,18 +82,19 @@ def cancel(job_id: JobId, as_json: Json = False, data_dir: DataDir = None) -> No
     _ask(job_id, "cancel", as_json, data_dir)
 
 
-def _ask(job_id: str, action: str, as_json: bool, data_dir: Any) -> None:
+def _ask(job_id: str, action: str, as_json: bool, data_dir: Any, *, done: str | None = None) -> None:
+    """Ask for it, and print what the job does now: `done`, else its state."""
     with connected(settings_of(data_dir)) as service:
         job = service.post(f"/fine_tuning/jobs/{job_id}/{action}")
     if as_json:
         emit(job)
     else:
-        print(f"{job_id} is {job['jenga']['state']}")
+        print(f"{job_id} {done or 'is ' + job['jenga']['state']}")
 
 
 def _standing(extra: dict[str, Any]) -> str:
     queue = extra.get("queue")
-    return f"no. {queue['position']} in the queue" if queue else str(extra["stage"])
+    return f"no. {queue['position']} in the queue" if queue else str(extra["stage"]).replace("_", " ")
 
 
 def _loss(extra: dict[str, Any]) -> str:

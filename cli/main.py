@@ -5,6 +5,7 @@
     jenga models add smollm2-135m                 a base model that jobs may name
     jenga submit train.jsonl --model smollm2-135m --option keep_fraction=0.4
     jenga watch ftjob-...
+    jenga download ftjob-... result               the adapter, in result/adapter
     jenga train config.toml                       one run on this machine, without the service
 
 `up`, `migrate`, `models add`, `train`, `bench` and `doctor` act on this machine; everything else is plain HTTP, as any
@@ -45,10 +46,12 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "resume": "cli.jobs:resume",
         "stop": "cli.jobs:stop",
         "cancel": "cli.jobs:cancel",
+        "download": "cli.files:download",
     },
     "What jobs use": {
         "models": "cli.models:app",
-        "predictors": "cli.fleet:predictors",
+        "files": "cli.files:app",
+        "predictors": "cli.fleet:predictors_app",
         "fleet": "cli.fleet:fleet",
     },
     "Who may what": {"keys": "cli.accounts:keys_app", "teams": "cli.accounts:teams_app"},

@@ -13,7 +13,8 @@
     max_steps = 100
 
 The run is the trainer that the service starts, in a process of its own: what it says on its pipe is shown here instead
-of being written to a database. Ctrl-C once saves a checkpoint and leaves, `--resume` goes on from it.
+of being written to a database. Ctrl-C once saves a checkpoint and leaves, `--resume` goes on from it with the same
+settings (cli/run_folder.py).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 
+from cli import run_folder
 from cli.display import Display, Snapshot, outcome
 from cli.output import Json, emit_line, say
 from cli.settings import DataDir, settings_of
@@ -85,10 +87,14 @@ def train(
     """
     run = read(config)
     folder = (config.parent / run.output).absolute()
-    _prepare(folder, resume)
     spec = _spec(run, config.parent.absolute(), folder, settings_of(data_dir))
-    (folder / "spec.json").write_text(json.dumps(spec, indent=2))
-    raise typer.Exit(_follow(config, folder, as_json))
+    with run_folder.held(folder):
+        if not resume:
+            run_folder.begin(folder, spec)
+        elif not run_folder.go_on(folder, spec):
+            say(f"Already finished: {folder / 'output' / 'adapter'}. With more max_steps it would go on.")
+            return
+        raise typer.Exit(_follow(config, folder, as_json))
 
 
 def read(path: Path) -> TrainingRun:
@@ -103,14 +109,6 @@ def read(path: Path) -> TrainingRun:
         raise ConfigError(f"{path}: {where}: {first['msg']} (got {first.get('input')!r})") from error
     JengaConfig.parse(run.jenga)
     return run
-
-
-def _prepare(folder: Path, resume: bool) -> None:
-    if (folder / "spec.json").exists() and not resume:
-        raise ConfigError(f"{folder} holds a run already; go on with --resume, or choose another output")
-    if resume and not _checkpoints(folder):
-        raise ConfigError(f"{folder} holds no checkpoint to go on from; leave --resume out")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _spec(run: TrainingRun, base: Path, folder: Path, settings: Settings) -> dict[str, Any]:
@@ -132,7 +130,7 @@ def _spec(run: TrainingRun, base: Path, folder: Path, settings: Settings) -> dic
         "config": JengaConfig.parse(run.jenga).model_dump(mode="json"),
         "hyperparameters": run.hyperparameters,
         "seed": run.seed,
-        "checkpoints": [str(path) for path in _checkpoints(folder)],
+        "checkpoints": [str(path) for path in run_folder.checkpoints(folder)],
     }
 
 
@@ -144,12 +142,6 @@ def _model_folder(model: str, base: Path, settings: Settings) -> Path:
         f"model {model!r} is no folder with a config.json, and not in {settings.data_dir / 'models'}; "
         "add it with `jenga models add`"
     )
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = [path for path in folder.glob("checkpoints/checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
 
 
 def _follow(config: Path, folder: Path, as_json: bool) -> int:
@@ -180,7 +172,7 @@ def _follow(config: Path, folder: Path, as_json: bool) -> int:
             print(outcome(snapshot, folder / "output" / "adapter"))
         return 0
     if asked:
-        kept = _checkpoints(folder)
+        kept = run_folder.checkpoints(folder)
         say(f"Stopped. {f'Saved as {kept[0]}; go on' if kept else 'Nothing was saved; begin again'} with "
             f"`jenga train {config}{' --resume' if kept else ''}`.")  # fmt: skip
         return EXIT_INTERRUPTED
@@ -241,13 +233,13 @@ def _take(message: dict[str, Any], snapshot: Snapshot, display: Display) -> None
             snapshot.step = message["step"]
             if message["train_loss"] is not None:
                 snapshot.losses.append(message["train_loss"])
+                snapshot.seconds_left = _left(snapshot, now)
             snapshot.held_out = message["valid_loss"] if message["valid_loss"] is not None else snapshot.held_out
             snapshot.tokens_per_second = message["tokens_per_second"] or snapshot.tokens_per_second
-            snapshot.seconds_left = _left(snapshot, now)
-            if not display.is_live and message["train_loss"] is not None:
-                display.tell(
-                    now, f"Step {snapshot.step}/{snapshot.total_steps}: training loss={message['train_loss']:.4g}"
-                )
+            losses = {"training": message["train_loss"], "validation": message["valid_loss"]}
+            told = ", ".join(f"{name} loss={loss:.4g}" for name, loss in losses.items() if loss is not None)
+            if told and not display.is_live:  # the live lines have the numbers
+                display.tell(now, f"Step {snapshot.step}/{snapshot.total_steps}: {told}")
         case "memory" if message["phase"] == "dense_reference":
             snapshot.dense_activation_bytes = message["activation_bytes"]
         case "memory" if message["phase"] == "finetune":

@@ -60,6 +60,7 @@ def follow(service: Service, job_id: str, *, as_json: bool = False) -> int:
         emit_line(job)
     elif job["status"] == "succeeded":
         print(job["fine_tuned_model"])
+        say(f"`jenga download {job_id}` fetches the adapter and the metrics")
     elif job["status"] == "failed":
         say(f"{job_id} failed: {(job.get('error') or {}).get('message', 'no reason given')}")
     else:
@@ -106,6 +107,7 @@ class _Watched:
         if extra["attempt"] != self._attempt:  # a new attempt writes its steps anew
             self._attempt, self._step = extra["attempt"], -1
             snapshot.losses.clear()
+            snapshot.first_step_at = None
         snapshot.state, snapshot.stage = extra["state"], extra["stage"]
         snapshot.step, snapshot.total_steps = extra["step"], extra["total_steps"]
         memory, queue = extra.get("memory") or {}, extra.get("queue")
@@ -122,6 +124,7 @@ class _Watched:
         for metric in self._service.get(f"{self._path}/metrics", after_step=max(self._step - 1, -1))["data"]:
             if metric["train_loss"] is not None and metric["step"] > self._step:
                 self.snapshot.losses.append(metric["train_loss"])
+                self.snapshot.first_step_at = self.snapshot.first_step_at or metric["created_at"]
             self._step = max(self._step, metric["step"])
             if metric["valid_loss"] is not None:
                 self.snapshot.held_out = metric["valid_loss"]

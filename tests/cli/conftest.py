@@ -55,11 +55,11 @@ class CommandLine:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def terminal(self, *arguments: str) -> pexpect.spawn:
-        """In a pseudo-terminal of 100 columns; its exit code is `exitstatus` after `close()`."""
+    def terminal(self, *arguments: str, columns: int = 100) -> pexpect.spawn:
+        """In a pseudo-terminal; its exit code is `exitstatus` after `close()`."""
         argv = ["-m", "cli.main", *arguments]
         return pexpect.spawn(
-            sys.executable, argv, env=self.environment, encoding="utf-8", timeout=SECONDS, dimensions=(24, 100),
+            sys.executable, argv, env=self.environment, encoding="utf-8", timeout=SECONDS, dimensions=(24, columns),
             preexec_fn=_hears_ctrl_c,
         )  # fmt: skip
 

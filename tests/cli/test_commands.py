@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from cli import submit
+from jenga_core.service.db.models import Device
+from jenga_core.service.db.session import Database
 from tests.cli.conftest import CommandLine
 from tests.web import seed
 
@@ -31,9 +34,23 @@ def test_list(command_line: CommandLine) -> None:
     assert len(command_line.json("list", "--limit", "2")) == 2
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # as in test_watch.py
+def test_list_and_fleet_in_a_terminal_of_80_columns(command_line: CommandLine) -> None:
+    for command, words in (
+        ("list", (seed.RUNNING, "smollm2-135m", "running", "finetune", "7/12", seed.SUCCEEDED, "succeeded")),
+        ("fleet", ("A GPU", "online", seed.RUNNING)),
+    ):
+        terminal = command_line.terminal(command, columns=80)
+        shown = terminal.read()
+        terminal.close()
+        assert [word for word in words if word not in shown] == []
+        assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) <= 80
+
+
 def test_logs(command_line: CommandLine) -> None:
     lines = command_line.run("logs", seed.SUCCEEDED).stdout.splitlines()
-    assert lines[0].endswith("Created fine-tuning job") and lines[-1].endswith("WARN: 2 rows were cut to 2048 tokens")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  Created fine-tuning job", lines[0])
+    assert lines[-1].endswith("WARN: 2 rows were cut to 2048 tokens")
     done = command_line.run("logs", seed.SUCCEEDED, "--json")
     assert [json.loads(line)["level"] for line in done.stdout.splitlines()] == ["info", "info", "info", "warn"]
 
@@ -44,6 +61,7 @@ def test_pause_resume_stop_cancel(command_line: CommandLine) -> None:
     refused = command_line.run("stop", seed.SUCCEEDED)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "409" in refused.stderr
+    assert command_line.run("stop", seed.RUNNING).stdout.startswith(f"{seed.RUNNING} is stopping")
     assert command_line.json("stop", seed.RUNNING)["id"] == seed.RUNNING
     assert command_line.run("cancel", seed.QUEUED).stdout == f"{seed.QUEUED} is cancelled\n"
 
@@ -98,14 +116,36 @@ def test_estimate(command_line: CommandLine, rows: Path) -> None:
     answer = command_line.json("estimate", str(rows), *options)
     assert (answer["rows"], answer["valid"]) == (3, True)
     shown = command_line.run("estimate", answer["training_file"], *options).stdout
-    for words in ("rows     3", "as asked", "dense LoRA", "A GPU", "longest context"):
+    for words in ("rows     3", "as asked", "dense LoRA ", "A GPU", "longest context"):
         assert words in shown
+    recomputed = command_line.run("estimate", answer["training_file"], *options, "-o", "recompute=full").stdout
+    assert "dense LoRA, recompute full" in recomputed and "\nrecompute full" not in recomputed
+
+
+@pytest.mark.parametrize(
+    ("gpu_bytes", "with_cpu", "said"),
+    [
+        (80 * 2**30, False, ""),
+        (2**20, True, "It fits no device that is there"),  # taken, for a CPU's memory is not looked at
+        (2**20, False, "the job needs about"),  # refused
+    ],
+)
+def test_estimate_of_a_job_that_does_not_fit(
+    command_line: CommandLine, database: Database, rows: Path, gpu_bytes: int, with_cpu: bool, said: str
+) -> None:
+    with database.writing() as session:
+        session.get_one(Device, "GPU-1").memory_bytes = gpu_bytes
+        if with_cpu:
+            rest = {"memory_bytes": 2**20, "memory_used_bytes": 0, "foreign_processes": []}
+            session.add(Device(uuid="CPU-1", worker_id="worker-1", kind="cpu", name="A CPU", **rest))
+    done = command_line.run("estimate", str(rows), "--model", "smollm2-135m", "-o", "context_length_tokens=256")
+    assert (done.returncode, said in done.stderr, bool(done.stderr)) == (int(bool(said)), True, bool(said))
 
 
 def test_models_predictors_and_fleet(command_line: CommandLine) -> None:
     assert [model["id"] for model in command_line.json("models", "list")] == ["smollm2-135m"]
-    assert "91.7%" in command_line.run("predictors").stdout
-    assert command_line.json("predictors")[0]["job_id"] == seed.SUCCEEDED
+    assert "91.7%" in command_line.run("predictors", "list").stdout
+    assert command_line.json("predictors", "list")[0]["job_id"] == seed.SUCCEEDED
     shown = command_line.run("fleet").stdout
     assert seed.RUNNING in shown and "A GPU" in shown and seed.QUEUED in shown
     assert command_line.json("fleet")["workers"][0]["devices"][0]["held_by"]["job_id"] == seed.RUNNING

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from rich.console import Console
 
 from cli import amounts
-from cli.display import Display, Snapshot, curve, outcome
+from cli.display import ECHO_COLUMNS, Display, Snapshot, curve, outcome
 
 
 def test_a_curve_goes_from_low_to_high() -> None:
@@ -35,14 +37,15 @@ def test_everything_known_fits_a_terminal_of_a_hundred_columns() -> None:
             activation_bytes=11_700_000_000,
             dense_activation_bytes=58_300_000_000,
             seconds_left=75,
+            first_step_at=time.time() - 30,
         )
     )
     with console.capture() as shown:
         console.print(display._render())
     head, bar, numbers = shown.get().splitlines()
     assert head.strip() == "ftjob-1  running, train predictors"
-    assert bar.rstrip().endswith("3/12  25%  0 s, 1 min 15 s left") and len(bar) <= 100
-    assert numbers.split("   ") == [
+    assert bar.rstrip().endswith("3/12  25%  30 s, 1 min 15 s left") and len(bar) <= 100
+    assert numbers.rstrip().split("   ") == [
         "loss 1.500  █▁", "held-out 1.800", "9,664 tokens/s", "activations 11.7 GB, 5.0x less than dense",
     ]  # fmt: skip
 
@@ -51,7 +54,7 @@ def test_what_is_unknown_is_left_out() -> None:
     console = Console(width=100, force_terminal=True, color_system=None)
     with console.capture() as shown:
         console.print(Display("ftjob-1", console)._render())
-    assert "no step yet" in shown.get()
+    assert shown.get().splitlines()[1].rstrip().endswith("no step yet")
     assert "loss" not in shown.get() and "None" not in shown.get()
 
 
@@ -60,11 +63,21 @@ def test_without_a_terminal_only_events_are_printed(capsys: pytest.CaptureFixtur
         assert not display.is_live
         display.update(Snapshot(step=3, total_steps=12))
         display.tell(0, "[red]an event", "warn")  # markup in a message is text
-    assert capsys.readouterr().out.endswith("  [red]an event\n")
+    assert capsys.readouterr().out.endswith("  WARN: [red]an event\n")
+
+
+def test_the_last_line_leaves_room_for_the_echo_of_ctrl_c() -> None:
+    console = Console(width=60, force_terminal=True, color_system=None)
+    display = Display("ftjob-1", console)
+    display.update(Snapshot(losses=[2.0] * 30, held_out=1.8, tokens_per_second=9663.7, activation_bytes=11_700_000_000))
+    with console.capture() as shown:
+        console.print(display._render())
+    assert len(shown.get().splitlines()[-1].rstrip()) == 60 - ECHO_COLUMNS
 
 
 def test_the_outcome_in_a_sentence() -> None:
     snapshot = Snapshot(step=12, losses=[2.0, 1.25], held_out=1.5)
+    assert outcome(Snapshot(step=1), "adapter") == "adapter: 1 step"
     assert outcome(snapshot, "adapter") == "adapter: 12 steps, train loss 1.250, held-out loss 1.500"
 
 

@@ -17,8 +17,8 @@ from jenga_core.errors import AuthenticationError
 
 COMMANDS = (
     "up", "migrate", "doctor", "train", "models add", "models list", "submit", "estimate", "watch", "logs", "list",
-    "pause", "resume", "stop", "cancel", "predictors", "fleet", "keys list", "keys create", "keys revoke", "teams list",
-    "teams create",
+    "pause", "resume", "stop", "cancel", "download", "files list", "predictors list", "fleet", "keys list",
+    "keys create", "keys revoke", "teams list", "teams create",
 )  # fmt: skip
 
 

@@ -77,11 +77,15 @@ def test_a_run_leaves_an_adapter_and_is_not_run_over(tmp_path: Path) -> None:
     done = train(str(path))
     assert done.returncode == 0, done.stderr
     assert "Step 2/2: training loss=" in done.stdout
+    assert "Step 0/2: validation loss=" in done.stdout and "Step 2/2: validation loss=" in done.stdout
     assert "held-out loss" in done.stdout
     assert (tmp_path / "run" / "output" / "adapter" / "adapter_config.json").exists()
     again = train(str(path))
     assert again.returncode == 1
     assert "holds a run already; go on with --resume" in again.stderr
+    resumed = train(str(path), "--resume")
+    assert (resumed.returncode, resumed.stdout) == (0, "")
+    assert f"Already finished: {tmp_path / 'run' / 'output' / 'adapter'}" in resumed.stderr
 
 
 def test_what_the_trainer_refuses_is_the_error(tmp_path: Path) -> None:
@@ -91,6 +95,8 @@ def test_what_the_trainer_refuses_is_the_error(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert "Row 1: 'text' must be a string" in failed.stderr
     assert json.loads(failed.stdout.splitlines()[-1])["kind"] == "error"
+    (tmp_path / "rows.jsonl").write_text('{"text": "long enough"}\n')
+    assert train(str(path)).returncode == 0  # what failed before its first checkpoint is not in the way
 
 
 @pytest.mark.slow

@@ -23,9 +23,9 @@ pytestmark = [
 
 def test_a_terminal_shows_a_bar_loss_memory_and_speed(command_line: CommandLine, database: Database) -> None:
     watched = command_line.terminal("watch", seed.RUNNING)
-    watched.expect("2 rows were cut to 2048 tokens")  # an event scrolls by
+    watched.expect("WARN: 2 rows were cut to 2048 tokens")  # an event scrolls by
     watched.expect("running.*finetune")
-    watched.expect("7/12  58%")
+    watched.expect(r"7/12  58%  1 min [1-5]\d s")  # step 1 was done 75 seconds ago, whenever the watching began
     watched.expect(r"loss 2\.\d+ ")
     watched.expect("431 tokens/s")
     watched.expect(r"activations 121 MB, 5\.3x less than dense")

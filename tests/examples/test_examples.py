@@ -8,10 +8,13 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import openai
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -68,6 +71,51 @@ def test_an_adapter_passes_the_check_only_if_it_changes_something(
 @pytest.mark.parametrize("example", ["openai_client.py", "demo.py", "check_adapter.py"])
 def test_an_example_compiles(example: str) -> None:
     compile((EXAMPLES / example).read_text(), example, "exec")
+
+
+class FakeClient:
+    """OpenAI's client, as the example needs it: a job that makes an event at each look, and ends at the third."""
+
+    def __init__(self, **_: Any) -> None:
+        self.files = SimpleNamespace(create=lambda **_: SimpleNamespace(id="file-1"))
+        self.fine_tuning = SimpleNamespace(jobs=self)
+        self.looks = 0
+
+    def create(self, *, extra_body: dict[str, Any], **_: Any) -> SimpleNamespace:
+        JengaConfig.parse(extra_body["jenga"])
+        return SimpleNamespace(id="ftjob-1")
+
+    def retrieve(self, job_id: str) -> SimpleNamespace:
+        self.looks += 1
+        status = "succeeded" if self.looks == 3 else "running"
+        return SimpleNamespace(id=job_id, status=status, result_files=[], fine_tuned_model="ft:1")
+
+    def list_events(self, _: str, *, limit: int) -> SimpleNamespace:
+        events = [SimpleNamespace(id=number, message=f"event {number}") for number in range(self.looks, 0, -1)]
+        return SimpleNamespace(data=events[:limit])
+
+
+def test_the_openai_example_tells_what_happens_while_it_happens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told_before_each_wait = []
+    monkeypatch.setattr(time, "sleep", lambda _: told_before_each_wait.append(capsys.readouterr().out))
+    monkeypatch.setattr(openai, "OpenAI", FakeClient)
+    monkeypatch.setattr(sys, "argv", ["openai_client.py", "train.jsonl", "heldout.jsonl"])
+    monkeypatch.setenv("JENGA_API_KEY", "key")
+    names_of("openai_client.py")
+    assert told_before_each_wait == ["event 1\n", "event 2\n"]
+    assert capsys.readouterr().out == "event 3\nsucceeded ft:1\n"
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "openai_client.py"], ["bash", "curl.sh"]])
+def test_without_files_an_example_says_how_it_is_called(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(command, cwd=EXAMPLES, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "train.jsonl heldout.jsonl" in done.stderr and "JENGA_BASE_URL" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
