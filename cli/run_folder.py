@@ -87,8 +87,8 @@ def _adapter(folder: Path) -> Path:
 
 def _has_ended(folder: Path) -> bool:
     """Whether the newest run made what is in `output`, and not a shorter one before it."""
-    last = folder / "output" / "metrics.csv"
-    return last.exists() and last.stat().st_mtime_ns > (folder / SPEC).stat().st_mtime_ns
+    asked, last = folder / SPEC, folder / "output" / "metrics.csv"
+    return asked.exists() and last.exists() and last.stat().st_mtime_ns > asked.stat().st_mtime_ns
 
 
 def _is_enough(saved: list[Path], max_steps: int | None) -> bool:

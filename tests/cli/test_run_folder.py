@@ -104,6 +104,12 @@ def test_a_finished_run_that_became_longer_is_finished_no_more(begun: Path) -> N
     assert run_folder.go_on(begun, spec(begun, max_steps=9))  # interrupted: the adapter is of the shorter run
 
 
+def test_a_run_whose_settings_are_lost_goes_on(begun: Path) -> None:
+    end(begun)
+    (begun / "spec.json").unlink()
+    assert run_folder.go_on(begun, spec(begun, keep_fraction=0.9))
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     with (
         run_folder.held(tmp_path / "run"),
