@@ -62,11 +62,9 @@ def _show(answer: dict[str, Any], file_id: str) -> None:
     if answer["memory"]:
         print()
         rows = table("setting", "memory, expected>", "from>", "to>")
-        recompute = all(each["setting"] != "recompute full" for each in answer["memory"])  # it is what was asked for
         for each in answer["memory"]:
             sizes = (amounts.size(each[f"{name}_bytes"]) for name in ("expected", "low", "high"))
-            dense = each["setting"] == "dense LoRA"
-            rows.add_row(each["setting"] + (", recompute full" if dense and recompute else ""), *sizes)
+            rows.add_row(each["setting"], *sizes)
         show(rows)
     if answer["devices"]:
         print()

@@ -167,6 +167,10 @@ def test_too_long_a_context_names_both_lengths_and_the_remedy(api: Api) -> None:
     assert api.create(jenga={"context_length_tokens": 700, "rope": {"type": "yarn", "factor": 3}}).status_code == 200
 
 
+def test_a_fine_tuned_model_is_not_trained_further(api: Api) -> None:
+    assert "train its base model" in error_of(api.create(model="ft:model:team::abc"), 404)["message"]
+
+
 def test_a_context_that_no_stretching_reaches_says_what_does(api: Api) -> None:
     error = error_of(api.create(jenga={"context_length_tokens": 256 * 64 + 1}), 400)
     assert error["message"].endswith("stretched positions reach 16384 at most (jenga.rope.factor 64)")

@@ -78,7 +78,8 @@ def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_
     if config.recompute != "full":
         asked["recompute full"] = config.model_copy(update={"recompute": "full"})
     if config.enabled:
-        asked["dense LoRA"] = config.model_copy(update={"enabled": False})
+        again = "" if config.recompute == "none" else f", recompute {config.recompute}"
+        asked[f"dense LoRA{again}"] = config.model_copy(update={"enabled": False})
     return [
         Setting(name, memory.estimate(shape, each, batch_size, device_kind=device_kind)) for name, each in asked.items()
     ]

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jenga_core.config import MAX_ROPE_FACTOR, JengaConfig
-from jenga_core.errors import ConfigError, DataError
+from jenga_core.errors import ConfigError, DataError, NotFoundError
 from jenga_core.memory.estimate import ModelShape, estimate, longest_context, smallest_change
 from jenga_core.patching.architectures import architecture_of, check_rope
 from jenga_core.service.db.base import database_now
@@ -94,6 +94,12 @@ def resolve(session: Session, request: JobRequest) -> tuple[BaseModelEntry, dict
 
     Raises NotFoundError (model) or ConfigError (settings that do not fit the model, or contradict each other).
     """
+    if request.model.startswith("ft:"):
+        raise NotFoundError(
+            f"{request.model!r} is a fine-tuned model, which cannot be trained further; train its base model",
+            code="model_not_found",
+            param="model",
+        )
     model = registry.get(session, request.model)
     _check_fits(model, request.config)
     return model, _one(request.method_hyperparameters, request.hyperparameters)
@@ -158,7 +164,7 @@ def _memory_bytes(
     most = max(map(len, by_host.values()), default=request.gpus)
     if most < request.gpus:
         raise ConfigError(
-            f"jenga.gpus is {request.gpus}, but no host of the fleet has more than {most} devices; ask for fewer",
+            f"jenga.gpus is {request.gpus}, but no host of the fleet has more than {most}; ask for fewer",
             param="jenga.gpus",
         )
     devices = [device for host in by_host.values() if len(host) >= request.gpus for device in host]

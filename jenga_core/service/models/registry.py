@@ -26,12 +26,6 @@ def get(session: Session, name: str) -> BaseModelEntry:
     """The base model of that name. Raises NotFoundError, which lists those there are."""
     entry = session.get(BaseModelEntry, name)
     if entry is None:
-        if name.startswith("ft:"):
-            raise NotFoundError(
-                f"{name!r} is a fine-tuned model, which cannot be trained further; train its base model",
-                code="model_not_found",
-                param="model",
-            )
         known = ", ".join(session.scalars(select(BaseModelEntry.id).order_by(BaseModelEntry.id))) or "none yet"
         raise NotFoundError(
             f"The model {name!r} does not exist. Models on this server: {known}. Add one with `jenga models add`.",

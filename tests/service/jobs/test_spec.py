@@ -92,5 +92,5 @@ def test_more_devices_than_any_host_has_are_refused(database: Database, settings
     join_fleet(database, *gpus("a", "b"))
     join_fleet(database, *gpus("c"), host="other")
     assert job_of(database, settings, seeded, gpus=2).gpus == 2
-    with pytest.raises(ConfigError, match=r"jenga.gpus is 3, but no host of the fleet has more than 2 devices"):
+    with pytest.raises(ConfigError, match=r"jenga.gpus is 3, but no host of the fleet has more than 2; ask for fewer"):
         job_of(database, settings, seeded, gpus=3)
