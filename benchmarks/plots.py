@@ -33,7 +33,7 @@ WAYS: Mapping[tuple[str, str], str] = {
 }
 """Policy and recompute of the rows that are drawn, and what they are called, from top to bottom."""
 
-NAMES_WIDTH, BAR_WIDTH, NUMBER_WIDTH, ROW_HEIGHT, TOP, BOTTOM = 200, 150, 74, 36, 64, 30
+NAMES_WIDTH, BAR_WIDTH, NUMBER_WIDTH, ROW_HEIGHT, TOP, BOTTOM = 210, 150, 74, 36, 64, 48
 
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600 } .number { font-size: 11px }
@@ -78,7 +78,8 @@ def picture(rows: Sequence[Row]) -> str:
         for number, way in enumerate(ways):
             if (tokens, way) in cells:
                 parts += _cell(cells[tokens, way], left, TOP + number * ROW_HEIGHT, longest_ms)
-    parts.append(f'<text class="soft" x="0" y="{height - 8}">{escape(_caption(about))}</text>')
+    for up, line in zip((26, 8), _caption(about), strict=True):
+        parts.append(f'<text class="soft" x="0" y="{height - up}">{escape(line)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -121,10 +122,10 @@ def _description(cells: Mapping[tuple[int, tuple[str, str]], Row], lengths: Sequ
     return " ".join(sentences)
 
 
-def _caption(row: Row) -> str:
+def _caption(row: Row) -> tuple[str, str]:
     return (
-        f"Whole training steps at {row['model']}'s shape, batch 1, LoRA r = 8, one {row['hardware']}; "
-        f"Jenga keeps {KEEP_FRACTION:.0%} of the tokens. Shorter is better; an empty cell was not measured."
+        f"Whole training steps at {row['model']}'s shape, batch 1, LoRA r = 8, one {row['hardware']}.",
+        f"Jenga keeps {KEEP_FRACTION:.0%} of the tokens. Shorter is better; an empty cell was not measured.",
     )
 
 

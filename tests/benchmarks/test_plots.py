@@ -58,7 +58,9 @@ def test_every_number_and_every_lack_of_room_is_said() -> None:
         assert words in said
     assert "65,536 tokens" not in said
     assert "LoRA no room; Jenga, recompute full 2.00 s, 27.0 GiB" in root.findtext(f"{SVG}desc", "")
-    assert "H100 80GB <HBM3>" in (said[-1] or "")
+    assert "H100 80GB <HBM3>" in (said[-2] or "")
+    three_lengths = plots.NAMES_WIDTH + 3 * (plots.BAR_WIDTH + plots.NUMBER_WIDTH)
+    assert all(len(line or "") * 7 < three_lengths for line in said[-2:])  # 7 px a letter of the caption, at most
 
 
 def test_nothing_to_draw_is_an_error() -> None:
