@@ -56,6 +56,7 @@ ALONE = {**EXACT, "target_fraction": 0.0, "asked_by": "all"}
 POLICIES: Mapping[str, Policy] = {
     "base": Policy(preset="lora"),
     "dense": Policy(preset="lora"),
+    "longlora": Policy(preset="longlora"),
     "jenga": Policy(EXACT),
     "jenga-predicted": Policy({"score": "predicted"}),
     "jenga-random": Policy({"score": "random"}),

@@ -42,10 +42,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "lora": {"enabled": False},
+    "longlora": {"enabled": False, "attention_group_tokens": 2048},
 }
 """What a preset changes against the field defaults below, which are those of `jenga`. `jenga-paper` is the paper's own
 rule: thresholds by Algorithm 1, a new set in every layer, loss on all tokens, predicted scores once there are
-predictors for the model. `lora` is dense."""
+predictors for the model. `lora` is dense, `longlora` attends within shifted groups."""
 
 
 class _Part(BaseModel):
@@ -234,7 +235,8 @@ class JengaConfig(_Part):
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
 
     preset_name: str = Field(default="jenga", alias="preset")
-    """Named defaults to start from: `jenga` (contextual token sparsity), `jenga-paper` or `lora` (dense)."""
+    """Named defaults to start from: `jenga` (contextual token sparsity), `jenga-paper`, `lora` (dense) or `longlora`
+    (dense but for attention, which is within shifted groups)."""
 
     enabled: bool = True
     """False switches the method off: every token is involved in every layer."""
@@ -273,6 +275,11 @@ class JengaConfig(_Part):
     """What is computed again instead of kept. `none`: norms; in layers that the exact pass has computed, all but input,
     attention output, keys and values. `mlp`: gate and up, too. `full`: all but a layer's input; least memory, for the
     longest contexts."""
+
+    attention_group_tokens: int | None = Field(default=None, ge=2)
+    """Layers that compute with gradient attend within groups of so many of their tokens only, half of the heads in
+    groups that are shifted by half of that (LongLoRA's shifted sparse attention). Of dense training that is the preset
+    `longlora`; of the involved tokens alone, the paper's two-dimensional sparsity. None: to all."""
 
     fused: bool = True
     """Layers whose structure is known run as fewer and leaner operations. False leaves them to transformers and peft,
@@ -316,6 +323,8 @@ class JengaConfig(_Part):
 
     @model_validator(mode="after")
     def _recompute_repeats(self) -> Self:
+        if self.recompute == "full" and self.attention_group_tokens is not None:
+            raise ValueError("recompute='full' attends to all tokens again; use recompute='none' or 'mlp' with groups")
         if self.recompute == "full" and self.lora.dropout > 0:
             raise ValueError(
                 f"recompute='full' computes layers twice, which lora.dropout={self.lora.dropout:g} would make differ; "

@@ -54,7 +54,7 @@ def test_the_short_form_leaves_the_rest_of_the_selection() -> None:
         ({"keep_fraction": 1.5}, "jenga.selection.keep_fraction", "less than or equal to 1 (got 1.5)"),
         ({"keep_fraction": float("nan")}, "jenga.selection.keep_fraction", "finite"),
         ({"keep_fraction": 0.5, "selection": {"keep_fraction": 0.4}}, "jenga", "given twice"),
-        ({"preset": "magic"}, "jenga", "preset must be one of 'jenga', 'jenga-paper', 'lora'; got 'magic'"),
+        ({"preset": "magic"}, "jenga", "preset must be one of 'jenga', 'jenga-paper', 'lora', 'longlora'; got 'magic'"),
         ({"preset": ["jenga"]}, "jenga", "preset must be one of"),
         ({"colour": "red"}, "jenga.colour", "no such setting; there are preset, enabled, "),
         ({"lora": {"rank": 3}}, "jenga.lora.rank", "there are r, alpha, dropout, target_modules (got 3)"),

@@ -109,6 +109,28 @@ def attention_over_new_keys(call: AttentionCall, attended: Attended, selection: 
     return attention_of_rows(call, Attended(attended.sight.over_all_keys(selection), k_BKTD, v_BKTD))
 
 
+def attention_in_groups(call: AttentionCall, sight: Sight, group_keys: int) -> Tensor:
+    """Attention with gradient within groups of keys, for half of the heads shifted by half a group, B x H x G x D: the
+    shifted sparse attention of LongLoRA (Chen et al. 2024, section 3.2), but that no group goes round the end."""
+    parts = []
+    for shift, (queries, keys) in zip((0, group_keys // 2), _halves(call), strict=True):
+        part = replace(call, q_BHGD=call.q_BHGD[:, queries], k_BKGD=call.k_BKGD[:, keys], v_BKGD=call.v_BKGD[:, keys])
+        if part.q_BHGD.shape[1] == 0:
+            continue
+        parts.append(attention_of_rows(part, Attended(sight.within_groups(group_keys, shift))))
+    return torch.cat(parts, dim=1)
+
+
+def _halves(call: AttentionCall) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Query heads and their key heads; the second half is the smaller one, and has none of a single head."""
+    H, K = call.q_BHGD.shape[1], call.k_BKGD.shape[1]
+    if K == 1:
+        middle = (H + 1) // 2
+        return (slice(middle), slice(1)), (slice(middle, H), slice(1))
+    middle = (K + 1) // 2
+    return (slice(middle * H // K), slice(middle)), (slice(middle * H // K, H), slice(middle, K))
+
+
 class _AttentionOfRows(torch.autograd.Function):
     @staticmethod
     def forward(

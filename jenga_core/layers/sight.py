@@ -5,6 +5,7 @@
     all T tokens, window w          first = max(start of the document, t - w + 1)      last = t
     involved rows over all keys     the same, at their tokens t
     involved rows among themselves  the same, counted in rows
+    within groups of n keys         first = max(first, start of the group), last as it was
 
 The rule goes by position and document, so it needs no T x T mask, and padding sees itself alone. A surplus row, which
 fills a sequence up that keeps fewer tokens than another of its batch, has last = -1: it sees nothing and has no key.
@@ -50,6 +51,12 @@ class Sight:
             first_BT = torch.maximum(first_BT, token_T - window_tokens + 1)
         reaches_all = window_tokens is None or window_tokens >= block_BT.shape[1]
         return cls(first_BT, token_T.expand_as(first_BT), is_causal=blocks.is_plain and reaches_all)
+
+    def within_groups(self, keys: int, shift: int) -> Sight:
+        """Of the same rows, no farther back than the start of their group of so many keys; groups begin `shift` keys
+        before a multiple of that."""
+        start_BG = torch.div(self.last_BG + shift, keys, rounding_mode="floor") * keys - shift
+        return Sight(torch.maximum(self.first_BG, start_BG), self.last_BG, is_causal=False)
 
     def over_all_keys(self, selection: Selection) -> Sight:
         """Of the involved rows, over the keys of all tokens."""

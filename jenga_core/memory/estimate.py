@@ -300,20 +300,22 @@ def _more_recomputed(shape: ModelShape, config: JengaConfig) -> list[str]:
     adapts_mlp = set(config.lora.target_modules or ()) - ATTENTION_LINEARS
     if "mlp" in more and (not config.fused or shape.model_type in PLAIN_MLP or adapts_mlp):
         more.remove("mlp")
-    if "full" in more and config.lora.dropout > 0:
+    if "full" in more and (config.lora.dropout > 0 or config.attention_group_tokens is not None):
         more.remove("full")
     return more
 
 
 def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
     """The elements that a row leaves in a layer that runs with gradient."""
-    if config.recompute == "none" and not config.fused:
-        return ROW["unfused"]
-    if config.recompute == "none" and shape.model_type in PLAIN_MLP:
-        return PLAIN_MLP[shape.model_type]
     row = dict(ROW[config.recompute])
-    if config.recompute != "full" and shape.model_type in HEAD_NORMS:
+    if config.recompute == "none" and not config.fused:
+        row = dict(ROW["unfused"])
+    elif config.recompute == "none" and shape.model_type in PLAIN_MLP:
+        row = dict(PLAIN_MLP[shape.model_type])
+    elif config.recompute != "full" and shape.model_type in HEAD_NORMS:
         row["Q"], row["K"] = row["Q"] + 1, row["K"] + 1
+    if config.attention_group_tokens is not None:  # both halves' outputs, and what is made of them
+        row["Q"] += 1
     return row
 
 

@@ -84,7 +84,8 @@ class JengaHandle:
         self.epoch = 0
         """How often the data was seen before; targets move on with it. The trainer counts it."""
         self._enabled = config.enabled
-        self._is_plain = not (config.enabled or config.fused or config.recompute != "none")
+        changes = config.enabled, config.fused, config.recompute != "none", config.attention_group_tokens is not None
+        self._is_plain = not any(changes)
         """The model's own training forward runs, to the last bit."""
         self._lean_modules = fuse(parts, recompute_mlp=config.recompute == "mlp") if config.fused else None
         self.last: Involvement | JengaReport | None = None
@@ -262,6 +263,7 @@ class JengaHandle:
             position_ids=given.get("position_ids"),
             epoch=self.epoch,
             recompute=self.config.recompute,
+            attention_group_tokens=self.config.attention_group_tokens,
             is_full=self._is_full,
         )
         self._begin_step(lean=True)

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
-from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows, attention_over_new_keys
+from jenga_core.layers.attention import (
+    Attended,
+    AttentionCall,
+    attend,
+    attention_of_rows,
+    attention_over_new_keys,
+)
 from jenga_core.layers.replay import replay
 from jenga_core.layers.rows import take_rows
 from jenga_core.patching.attention_calls import attention_by, attention_call, without_mask
@@ -60,11 +66,7 @@ def run_exactly(
     attended: list[Attended] = []
 
     def attend_and_remember(call: AttentionCall) -> Tensor:
-        if call.dropout:
-            raise ConfigError(
-                f"attention dropout is {call.dropout:g}; tokens that are computed exactly, and layers that are "
-                "computed again, need the model's config.attention_dropout at 0"
-            )
+        refuse_dropout(call)
         sight = involvement.sight(call.window_tokens, among)
         o_BHxD, lse_BHx = attend(call, sight)
         if involvement.recompute == "full":
@@ -105,6 +107,15 @@ def rows_of_exact_layer(
             return involvement.layer_forwards[index](x_BGE, **without_mask(row_arguments))
     y_BGE = take_rows(y_BTE, selection.token_index_BG)
     return replayed(involvement, index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
+
+
+def refuse_dropout(call: AttentionCall) -> None:
+    """Raise ConfigError for attention that drops out, which what computes attention here does not know."""
+    if call.dropout:
+        raise ConfigError(
+            f"attention dropout is {call.dropout:g}; tokens that are computed exactly, layers that are computed again, "
+            "and attention in groups need the model's config.attention_dropout at 0"
+        )
 
 
 def run_and_replay(

@@ -52,11 +52,13 @@ class Involvement:
         position_ids: Tensor | None,
         epoch: int = 0,
         recompute: Literal["none", "mlp", "full"] = "none",
+        attention_group_tokens: int | None = None,
         is_full: bool = False,
     ) -> None:
         """is_full: every token has a valid label, but the last of a sequence; who says so has looked."""
         self.config = config
         self.recompute = recompute
+        self.attention_group_tokens = attention_group_tokens
         self.parts = parts
         self.layer_forwards = layer_forwards
         self.num_layers = len(parts.layers)

@@ -29,11 +29,13 @@ from torch import Tensor
 
 from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
-from jenga_core.layers.attention import mask_among_involved
+from jenga_core.layers.attention import AttentionCall, attention_in_groups, mask_among_involved
 from jenga_core.layers.residual_rows import ResidualRows
 from jenga_core.layers.rows import put_rows, take_rows
+from jenga_core.patching.attention_calls import attention_by, without_mask
 from jenga_core.patching.exact_pass import (
     ExactLayer,
+    refuse_dropout,
     rows_of_exact_layer,
     run_and_replay,
     run_exactly,
@@ -170,7 +172,24 @@ def _with_gradient(
     if involvement.recompute == "full" and torch.is_grad_enabled():
         return run_and_replay(involvement, index, x_BxE, arguments, among)
     with nullcontext() if among is None else involvement.mlp_elimination(index, among):
-        return involvement.layer_forwards[index](x_BxE, **arguments)
+        if involvement.attention_group_tokens is None:
+            return involvement.layer_forwards[index](x_BxE, **arguments)
+        return _in_groups(involvement, index, x_BxE, arguments, among)
+
+
+def _in_groups(
+    involvement: Involvement, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None
+) -> Tensor:
+    """The same, where they attend within shifted groups."""
+    group = involvement.attention_group_tokens
+    assert group is not None
+
+    def attend_in_groups(call: AttentionCall) -> Tensor:
+        refuse_dropout(call)
+        return attention_in_groups(call, involvement.sight(call.window_tokens, among), group)
+
+    with attention_by(involvement.parts.layers[index], involvement.parts.architecture, attend_in_groups):
+        return involvement.layer_forwards[index](x_BxE, **without_mask(arguments))
 
 
 class _RowArguments:

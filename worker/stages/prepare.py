@@ -45,6 +45,8 @@ def run(job: TrainingJob) -> None:
     job.model = add_adapter(model, spec.config.lora)
     job.handle = apply_jenga(job.model, without_predictors(spec.config))
     method = f"jenga, selecting from layer {job.handle.entry_layer} on" if spec.config.enabled else "dense LoRA"
+    if spec.config.attention_group_tokens is not None:
+        method += f", attention in groups of {spec.config.attention_group_tokens} tokens"
     devices = str(job.device) if job.ranks.size == 1 else f"{job.ranks.size} devices, a share of the data each"
     job.reporter.event(f"Model {spec.model_name} on {devices}: {method}")
 

@@ -75,7 +75,7 @@ def steps_of(config: JengaConfig, hyperparameters: Mapping[str, Any], sequences:
 def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_kind: str) -> list[Setting]:
     """As asked, and what would be without the method or with everything computed again."""
     asked: dict[str, JengaConfig] = {"as asked": config}
-    if config.recompute != "full":
+    if config.recompute != "full" and config.attention_group_tokens is None:
         asked["recompute full"] = config.model_copy(update={"recompute": "full"})
     if config.enabled:
         again = "" if config.recompute == "none" else f", recompute {config.recompute}"
