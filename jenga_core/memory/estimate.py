@@ -53,14 +53,15 @@ ATTENTION_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj
 
 _ALL_BUT_QUERIES = {"E": 1, "Q": 1, "K": 2, "F": 0}
 WAITING = {"none": _ALL_BUT_QUERIES, "mlp": _ALL_BUT_QUERIES, "full": ROW["full"]}
-"""What each token leaves in a layer of the exact pass until the set is chosen: x; attention out; k, v."""
+"""What each token leaves in a layer of the exact pass until the set is chosen: x; attention out; k, v. `full`: x."""
 
 _INPUT_AND_OUTPUT = {"E": 1, "Q": 1, "K": 0, "F": 0}
 REPLAYED = {"none": _INPUT_AND_OUTPUT, "mlp": _INPUT_AND_OUTPUT, "full": ROW["full"]}
 """What an involved row leaves of it afterwards; k and v stay for all tokens, since involved queries attend to them."""
 
-MADE_AGAIN = {"none": _INPUT_AND_OUTPUT, "mlp": _INPUT_AND_OUTPUT, "full": {"E": 1, "Q": 2, "K": 2, "F": 0}}
-"""What a replayed row has again in its layer's backward pass: x_mid; q, and attention out; k, v."""
+_BEFORE_THE_MLP = {"E": 1, "Q": 1, "K": 0, "F": 0}
+MADE_AGAIN = {"none": _BEFORE_THE_MLP, "mlp": _BEFORE_THE_MLP, "full": {"E": 1, "Q": 2, "K": 2, "F": 0}}
+"""What a replayed row has again in its layer's backward pass: x_mid and q; with `full` attention out, k and v, too."""
 
 EXACT_MLP = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Elements per row in a layer of the exact pass at its MLP: x_mid, what is normed, y; gate and up come in chunks."""

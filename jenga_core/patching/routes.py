@@ -174,19 +174,22 @@ def _with_gradient(
     with nullcontext() if among is None else involvement.mlp_elimination(index, among):
         if involvement.attention_group_tokens is None:
             return involvement.layer_forwards[index](x_BxE, **arguments)
-        return _in_groups(involvement, index, x_BxE, arguments, among)
+        return _in_groups(involvement, index, x_BxE, arguments, among, involvement.attention_group_tokens)
 
 
 def _in_groups(
-    involvement: Involvement, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None
+    involvement: Involvement,
+    index: int,
+    x_BxE: Tensor,
+    arguments: Mapping[str, Any],
+    among: Selection | None,
+    group_tokens: int,
 ) -> Tensor:
-    """The same, where they attend within shifted groups."""
-    group = involvement.attention_group_tokens
-    assert group is not None
+    """The layer for the same rows, which attend within shifted groups of so many of them."""
 
     def attend_in_groups(call: AttentionCall) -> Tensor:
         refuse_dropout(call)
-        return attention_in_groups(call, involvement.sight(call.window_tokens, among), group)
+        return attention_in_groups(call, involvement.sight(call.window_tokens, among), group_tokens)
 
     with attention_by(involvement.parts.layers[index], involvement.parts.architecture, attend_in_groups):
         return involvement.layer_forwards[index](x_BxE, **without_mask(arguments))

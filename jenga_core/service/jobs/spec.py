@@ -168,8 +168,9 @@ def _memory_bytes(
             param="jenga.gpus",
         )
     devices = [device for host in by_host.values() if len(host) >= request.gpus for device in host]
-    largest_of = {kind: [each.memory_bytes for each in devices if each.kind == kind] for kind in ("cuda", "cpu")}
-    largest_gpu, largest_cpu = (max(sizes, default=0) for sizes in largest_of.values())
+    largest_gpu, largest_cpu = (
+        max((device.memory_bytes for device in devices if device.kind == kind), default=0) for kind in ("cuda", "cpu")
+    )
     on_cpu = estimate(shape, request.config, batch_size, device_kind="cpu")
     if not devices or predicted.device_bytes <= largest_gpu or (largest_cpu and on_cpu.low_bytes <= largest_cpu):
         return predicted.device_bytes
