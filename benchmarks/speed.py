@@ -206,8 +206,8 @@ def expected_seconds(spec: Spec, timed_steps: int) -> float:
     involved = Involved.evenly(spec.tokens, spec.keep_fraction)
     needed = work(SHAPES[spec.model], spec.policy, spec.tokens, recompute=spec.recompute, involved=involved)
     step = needed.seconds(Ceilings()) / 0.6
-    steps = 3 + (3 if step > SLOW_STEP_SECONDS else 2 * timed_steps if step < 0.5 else timed_steps)
-    return STARTUP_SECONDS + steps * step
+    warm_up = 1 if step > SLOW_STEP_SECONDS else 3
+    return STARTUP_SECONDS + (warm_up + (2 if step < 0.5 else 1) * timed_steps) * step
 
 
 def main(argv: list[str]) -> int:
