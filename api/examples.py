@@ -191,6 +191,7 @@ _estimate = {
             "expected_bytes": 2_000_000_000,
             "high_bytes": 2_300_000_000,
             "by_kind": {"weights": 270_000_000, "activations": 1_200_000_000, "loss": 530_000_000},
+            "host_bytes": 0,
         }
     ],
     "devices": [

@@ -8,13 +8,10 @@ from importlib import import_module
 NAMES = ("speed", "memory", "profile", "kernels", "quality", "predictors", "plots", "api", "pages")
 """Each is a module of this package with a `main`."""
 
-ROWS = ("step", "ceilings")
-"""What `speed` runs in processes of their own."""
-
 
 def main() -> int:
     """Dispatch to the benchmark named first."""
-    if len(sys.argv) < 2 or sys.argv[1] not in (*NAMES, *ROWS):
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         print(f"usage: python -m benchmarks {{{','.join(NAMES)}}} [options]", file=sys.stderr)
         return 2
     code: int = import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])

@@ -1,18 +1,14 @@
 """What this card reaches: matrix products, causal attention and copies, measured in the run they are compared with.
 
-    python -m benchmarks ceilings llama-3-8b
-
 Random operands (zeros run faster), CUDA events, medians. FLOPs of attention are counted causally: two products over
 T^2 / 2 pairs forward, five backward.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +18,7 @@ from torch.nn.attention import sdpa_kernel
 
 from benchmarks import environment
 from benchmarks.roofline import ATTENTION_TERAFLOPS, GEMM_FLOPS_PER_SECOND, Ceilings
-from benchmarks.shapes import SHAPES, Shape
+from benchmarks.shapes import Shape
 from benchmarks.step import FASTEST_FIRST, Clock
 
 SUSTAINED_MS = 400.0
@@ -30,8 +26,9 @@ SUSTAINED_MS = 400.0
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
 
 
-def measure(shape: Shape, device: torch.device, lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
+def measure(shape: Shape, device: torch.device) -> dict[str, Any]:
     """TFLOP/s of GEMMs by rows, of attention by length, and GB/s of a copy (bytes read plus bytes written)."""
+    lengths = LENGTHS if device.type == "cuda" else (64, 128)
     clock = Clock(device)
     found: dict[str, Any] = {**environment.describe(), "gemm_tflops": {}, "attention_tflops": []}
     E, F, dtype = shape.hidden, shape.intermediate, torch.bfloat16
@@ -86,13 +83,3 @@ def ceilings_of(measured: dict[str, Any] | None) -> Ceilings:
     """For rooflines: GEMMs at the rate all tables use, attention at the rate this run measured, if it did."""
     table = (measured or {}).get("attention_tflops") or ATTENTION_TERAFLOPS
     return Ceilings(GEMM_FLOPS_PER_SECOND, tuple((int(t), float(f), float(b)) for t, f, b in table))
-
-
-def main(argv: list[str]) -> int:
-    """Wait for the turn, as a row does; print the measurements as the last line."""
-    shape = SHAPES[argv[0]]
-    if not sys.stdin.readline():
-        return 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(measure(shape, device, LENGTHS if device.type == "cuda" else (64, 128))))
-    return 0

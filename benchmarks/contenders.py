@@ -24,8 +24,9 @@ from benchmarks.shapes import Shape
 
 LORA_RANK = 8
 
-RECOMPUTE = ("none", "mlp", "full")
-"""What backward computes again instead of keeping it, as JengaConfig's field of that name."""
+RECOMPUTE = ("none", "mlp", "full", "offload")
+"""What backward computes again instead of keeping it, as JengaConfig's field of that name; `offload` is `full`, and
+what it keeps waits in the host's memory."""
 
 
 class Unsupported(Exception):
@@ -54,9 +55,9 @@ class Policy:
         return self.is_ours and self.fields != {"preset": "lora"}
 
     def recomputes(self) -> tuple[str, ...]:
-        """The values of `recompute` that it is measured with."""
+        """The values of `recompute` that it is measured with at every length."""
         if self.is_ours:
-            return RECOMPUTE
+            return RECOMPUTE[:3]
         return ("full",) if self.uses_checkpointing else ("none",)
 
 
@@ -129,6 +130,8 @@ def prepare(
     from jenga_core.patching.apply import apply_jenga
 
     fields: dict[str, Any] = {**policy.fields, "context_length_tokens": tokens, "recompute": recompute}
+    if recompute == "offload":
+        fields |= {"recompute": "full", "offload": True}
     if policy.is_sparse:
         fields["keep_fraction"] = keep_fraction
     config = JengaConfig.parse(fields)

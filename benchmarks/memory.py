@@ -17,9 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -29,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import environment
+from benchmarks.processes import measured_apart
 from benchmarks.shapes import SHAPES, make_model
 from jenga_core.config import JengaConfig
 from jenga_core.finetuning.adapters import add_adapter
@@ -53,6 +51,8 @@ def _cases() -> list[Case]:
     for tokens in (4096, 8192, 16384, 32768):
         cases += [case("llama-3-8b", tokens, recompute=each) for each in ("none", "mlp", "full")]
     cases += [case("llama-3-8b", tokens, recompute="full") for tokens in (65536, 131072)]
+    cases += [case("llama-3-8b", tokens, recompute="full", offload=True) for tokens in (8192, 65536, 262144)]
+    cases += [case("llama-3-8b", 32768, preset="lora", recompute="full", offload=True)]
     cases += [case("llama-3-8b", 8192, keep_fraction=each) for each in (0.2, 0.7)]
     cases += [case("llama-3-8b", 8192, preset="lora", recompute=each) for each in ("none", "mlp", "full")]
     cases += [
@@ -130,11 +130,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--room-gib", type=float, default=float("inf"), help="of the GPU; all that is free by default")
     parser.add_argument("--docs", type=Path, help="measure nothing, write this page of all tables in RESULTS")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.one is not None:
-        print(json.dumps(measure(arguments.one, torch.device("cuda" if torch.cuda.is_available() else "cpu"))))
-        return 0
     if arguments.docs:
         tables = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("memory-*.json"))]
         arguments.docs.write_text(page(tables), encoding="utf-8")
@@ -173,7 +169,7 @@ def measure_all(
             fits = next((entry for entry in waiting if entry[0] <= free or not running), None)
             if fits is not None and time.monotonic() < deadline:
                 waiting.remove(fits)
-                running[pool.submit(_run, fits[1])] = fits
+                running[pool.submit(measured_apart, measure, fits[1])] = fits
                 continue
             if not running:
                 return
@@ -182,17 +178,8 @@ def measure_all(
                 measured = done.result()
                 if "out_of_memory" in measured and running:
                     wait(running)
-                    measured = _run(case)
+                    measured = measured_apart(measure, case)
                 yield case, measured
-
-
-def _run(case: Case) -> dict[str, Any]:
-    """In a process of its own, so that nothing of another configuration is counted."""
-    command = [sys.executable, "-m", "benchmarks", "memory", "--one", json.dumps(case)]
-    environment_of = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment_of)
-    measured: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return measured
 
 
 def _is_row_of(row: Mapping[str, Any], case: Case) -> bool:

@@ -38,6 +38,7 @@ def bars(model: str = FULL_GRID_MODEL) -> list[Spec]:
         ("jenga", 32, 0.4, "full"),
         ("jenga", 64, 0.4, "full"),
         ("lora+liger+checkpoint", 64, 0.4, "full"),
+        ("jenga", 64, 0.4, "offload"),
         ("jenga", 32, 0.4, "mlp"),
         ("jenga", 64, 0.4, "mlp"),
         ("lora+checkpoint", 8, 0.4, "full"),
@@ -58,6 +59,9 @@ def bars(model: str = FULL_GRID_MODEL) -> list[Spec]:
         ("lora", 32, 0.4, "none"),
         ("lora", 64, 0.4, "none"),
         ("lora+checkpoint", 64, 0.4, "full"),
+        ("jenga", 128, 0.4, "full"),
+        ("jenga", 128, 0.4, "offload"),
+        ("jenga", 256, 0.4, "offload"),
     ]
     return [row(model, thousands * K, policy, keep, again) for policy, thousands, keep, again in wanted]
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -29,8 +27,9 @@ from torch.profiler import ProfilerActivity, record_function
 from benchmarks import environment, profile_page, trace
 from benchmarks.contenders import POLICIES, RECOMPUTE, prepare
 from benchmarks.plans import row, unique
+from benchmarks.processes import Failed, measured_apart
 from benchmarks.shapes import SHAPES, make_model
-from benchmarks.speed import RESULTS, RowFailed, Turn
+from benchmarks.speed import RESULTS
 from benchmarks.step import FASTEST_FIRST, Spec, Step
 
 
@@ -216,14 +215,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--deadline", type=float, default=240, help="seconds that one profile may take")
     parser.add_argument("--again", action="store_true", help="measure profiles that are there at this commit, too")
     parser.add_argument("--docs", type=Path, help="measure nothing, write this page")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.one:
-        if not sys.stdin.readline():
-            return 1
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(json.dumps(measure(Spec(**json.loads(arguments.one)), device)))
-        return 0
     if arguments.docs:
         profiles = [json.loads(path.read_text()) for path in sorted(arguments.results.glob("profile-*.json"))]
         arguments.docs.write_text(profile_page.markdown(profiles), encoding="utf-8")
@@ -240,15 +232,12 @@ def main(argv: list[str]) -> int:
         if not arguments.again and path.exists() and _is_current(json.loads(path.read_text())):
             print(f"{path.name} is there")
             continue
-        turn = Turn("profile", "--one", json.dumps(asdict(spec)))
         try:
-            found = turn.take(arguments.deadline)
-        except (RowFailed, subprocess.TimeoutExpired) as error:
+            found = measured_apart(measure, spec, seconds=arguments.deadline)
+        except (Failed, TimeoutError) as error:
             failed = True
             print(f"FAILED {spec}: {error}", flush=True)
             continue
-        finally:
-            turn.dismiss()
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(profile_page.section(found), flush=True)
     return 1 if failed else 0

@@ -129,7 +129,7 @@ def work(
         entry_layer: None means three fifths of the layers, the default.
     """
     chosen = POLICIES[policy]
-    again = "full" if chosen.uses_checkpointing else recompute
+    again = "full" if chosen.uses_checkpointing or recompute == "offload" else recompute
     step = _Step(shape, tokens, involved, shape.layers * 3 // 5 if entry_layer is None else entry_layer, again)
     selection = (chosen.fields or {}).get("selection", {})
     if not chosen.is_sparse:

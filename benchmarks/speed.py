@@ -5,7 +5,7 @@
     python -m benchmarks speed --plan bars --table                  measure nothing, print what is there
 
 Batch 1, LoRA r = 8 on attention, bfloat16 weights frozen, float32 adapter as PEFT makes it, AdamW. Every row is a
-process of its own, alone on the GPU (benchmarks/step.py), under the same allocator settings and the same order of
+process of its own, alone on the GPU (benchmarks/processes.py), under the same allocator settings and the same order of
 attention backends. Rows are kept as they come, in RESULTS/speed-MODEL-GPU.json beside the ceilings of the same card; a
 row is there if it was measured with the same versions, and with the same commit where our code is in it.
 
@@ -17,26 +17,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from benchmarks import environment, tables
+from benchmarks import ceilings, environment, step, tables
 from benchmarks.contenders import POLICIES, RECOMPUTE
 from benchmarks.plans import PLANS, combinations, row, unique
+from benchmarks.processes import Failed, measured_apart
 from benchmarks.roofline import Ceilings, Involved, work
 from benchmarks.shapes import SHAPES
 from benchmarks.step import SLOW_STEP_SECONDS, Spec
 
 RESULTS = Path(__file__).parent / "results"
-ALLOCATOR = "expandable_segments:True"
-STARTUP_SECONDS = 15
-"""From the turn of a row to its first step, generously."""
+STARTUP_SECONDS = 10
+"""From the start of a row to its first step, generously."""
 
 
 class ResultsFile:
@@ -71,46 +68,6 @@ class ResultsFile:
         unfinished = self.path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps({"ceilings": self.ceilings, "rows": self.rows}, indent=1) + "\n")
         unfinished.replace(self.path)
-
-
-class Turn:
-    """A process that has imported everything and waits for its turn on the GPU."""
-
-    def __init__(self, *command: str, gpu: int | None = None) -> None:
-        self.errors: TextIO = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in _close
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env={**os.environ, "PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, **environment.only_gpu(gpu)},
-        )
-
-    def take(self, seconds: float | None) -> dict[str, Any]:
-        """What it measured. Raises TimeoutExpired when it takes longer, RowFailed when it says nothing."""
-        try:
-            output, _ = self.process.communicate("go\n", timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            raise
-        self.errors.seek(0)
-        errors = self.errors.read()
-        if self.process.returncode:
-            raise RowFailed(errors[-3000:] or f"exit status {self.process.returncode}")
-        measured: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-        return measured
-
-    def dismiss(self) -> None:
-        """It is not needed."""
-        if self.process.poll() is None:
-            self.process.communicate("")
-        self.errors.close()
-
-
-class RowFailed(Exception):
-    """The process of a row died; its words."""
 
 
 def run(specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool, gpus: int = 1) -> int:
@@ -152,18 +109,11 @@ class _Work:
 
     def measure_on(self, gpu: int | None) -> None:
         """Until nothing is left, or nothing that ends before the deadline. None: the only GPU there is."""
-        task, turn = self._take(), None
-        while task is not None:
+        while (task := self._take()) is not None:
             if self.deadline - time.monotonic() < expected_seconds(task[0], self.timed_steps):
                 self._give_back(task)
-                if turn is not None:
-                    turn.dismiss()
                 return
-            turn = turn or _turn(*task, self.timed_steps, gpu)
-            following = self._take()
-            waiting = _turn(*following, self.timed_steps, gpu) if following else None
-            self._measure(task, turn)
-            task, turn = following, waiting
+            self._measure(task, gpu)
 
     def _take(self) -> _Task | None:
         with self._lock:
@@ -173,17 +123,19 @@ class _Work:
         with self._lock:
             self.todo.insert(0, task)
 
-    def _measure(self, task: _Task, turn: Turn) -> None:
+    def _measure(self, task: _Task, gpu: int | None) -> None:
         spec, ceilings_of = task
         left = self.deadline - time.monotonic()
+        seconds = None if math.isinf(left) else left
         try:
-            measured = turn.take(None if math.isinf(left) else left)  # poll() never returns from infinity
-        except (RowFailed, subprocess.TimeoutExpired) as error:
+            if ceilings_of is not None:
+                measured = measured_apart(ceilings.measure, SHAPES[ceilings_of], seconds=seconds, gpu=gpu)
+            else:
+                measured = measured_apart(step.measure, spec, self.timed_steps, seconds=seconds, gpu=gpu)
+        except (Failed, TimeoutError) as error:
             self.has_failed = True
             print(f"FAILED {spec if ceilings_of is None else 'ceilings'}: {error}", flush=True)
             return
-        finally:
-            turn.dismiss()
         file = self.files[spec.model]
         with self._lock:
             if ceilings_of is None:
@@ -195,19 +147,13 @@ class _Work:
                 print(tables.ceilings_line(measured), flush=True)
 
 
-def _turn(spec: Spec, ceilings_of: str | None, timed_steps: int, gpu: int | None = None) -> Turn:
-    if ceilings_of is not None:
-        return Turn("ceilings", ceilings_of, gpu=gpu)
-    return Turn("step", json.dumps(spec.__dict__), str(timed_steps), gpu=gpu)
-
-
 def expected_seconds(spec: Spec, timed_steps: int) -> float:
     """How long a row may take: start with its compilation, warm-up and timed steps, at 60 % of the roofline."""
     involved = Involved.evenly(spec.tokens, spec.keep_fraction)
     needed = work(SHAPES[spec.model], spec.policy, spec.tokens, recompute=spec.recompute, involved=involved)
-    step = needed.seconds(Ceilings()) / 0.6
-    warm_up = 1 if step > SLOW_STEP_SECONDS else 3
-    return STARTUP_SECONDS + (warm_up + (2 if step < 0.5 else 1) * timed_steps) * step
+    one = needed.seconds(Ceilings()) / 0.6
+    warm_up = 1 if one > SLOW_STEP_SECONDS else 3
+    return STARTUP_SECONDS + (warm_up + (2 if one < 0.5 else 1) * timed_steps) * one
 
 
 def main(argv: list[str]) -> int:

@@ -1,10 +1,7 @@
-"""One row of the speed table, in a process of its own: whole steps of one policy, timed and weighed.
-
-    python -m benchmarks step '{"model": "tiny", "tokens": 128, "policy": "lora", ...}'     then Enter
+"""One row of the speed table: whole steps of one policy, timed and weighed.
 
 A step is forward, backward and AdamW. Times are CUDA events between steps that follow each other without a pause; the
-peak is the allocator's high-water mark over all steps but the first. The process imports PyTorch, transformers
-and PEFT, then waits for a line on its standard input before it opens the GPU: the next row gets ready while one runs.
+peak is the allocator's high-water mark over all steps but the first.
 
 The step keeps no output, so logits, which plain transformers makes in full, are freed where the model frees them. By
 count, plain LoRA on Llama-3-8B at 8,192 tokens needs 76.9 GiB: 15.0 of weights, 50.1 that autograd keeps (200 KiB per
@@ -15,9 +12,7 @@ That fits an 80 GB card only if the allocator loses nothing between blocks of di
 
 from __future__ import annotations
 
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -68,7 +63,7 @@ class Spec:
         return Spec(**{name: row[name] for name in Spec.__dataclass_fields__})
 
 
-def measure(spec: Spec, device: torch.device, *, timed_steps: int = 5) -> dict[str, Any]:
+def measure(spec: Spec, timed_steps: int, device: torch.device) -> dict[str, Any]:
     """The row: measurements, or `out_of_memory`, or `unsupported`."""
     started = time.perf_counter()
     shape, policy = SHAPES[spec.model], POLICIES[spec.policy]
@@ -282,13 +277,3 @@ def _reset_peak(device: torch.device) -> None:
 
 def _peak(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
-def main(argv: list[str]) -> int:
-    """Wait for the turn, measure, print the row as the last line."""
-    spec, timed_steps = Spec(**json.loads(argv[0])), int(argv[1]) if len(argv) > 1 else 5
-    if not sys.stdin.readline():
-        return 1  # whoever started it is gone, or has no time left
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(measure(spec, device, timed_steps=timed_steps)))
-    return 0

@@ -22,7 +22,7 @@ batch 1, LoRA r = 8 on q, k, v, o, bfloat16. Peak is the allocator's over whole 
 policy needs at the rates of the card ([benchmarks/roofline.py](../benchmarks/roofline.py)).
 """
 
-RECOMPUTE_ORDER = ("none", "mlp", "full")
+RECOMPUTE_ORDER = ("none", "mlp", "full", "offload")
 
 
 def with_derived(rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -61,10 +61,11 @@ def _show(answer: dict[str, Any], file_id: str) -> None:
             print(f"{name:8} {value}")
     if answer["memory"]:
         print()
-        rows = table("setting", "memory, expected>", "from>", "to>")
+        waits = any(each["host_bytes"] for each in answer["memory"])
+        rows = table("setting", "memory, expected>", "from>", "to>", *(["of the host>"] if waits else []))
         for each in answer["memory"]:
-            sizes = (amounts.size(each[f"{name}_bytes"]) for name in ("expected", "low", "high"))
-            rows.add_row(each["setting"], *sizes)
+            names = ("expected", "low", "high", *(["host"] if waits else []))
+            rows.add_row(each["setting"], *(amounts.size(each[f"{name}_bytes"]) for name in names))
         show(rows)
     if answer["devices"]:
         print()

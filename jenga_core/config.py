@@ -276,6 +276,10 @@ class JengaConfig(_Part):
     attention output, keys and values. `mlp`: gate and up, too. `full`: all but a layer's input; least memory, for the
     longest contexts."""
 
+    offload: bool = False
+    """What recompute='full' keeps of a layer leaves the GPU while the next one computes, waits for backward in the
+    host's memory, and comes back ahead of its turn. On a CPU nothing moves."""
+
     attention_group_tokens: int | None = Field(default=None, ge=2)
     """Layers that compute with gradient attend within groups of so many of their tokens only, half of the heads in
     groups that are shifted by half of that (LongLoRA's shifted sparse attention). Of dense training that is the preset
@@ -323,6 +327,11 @@ class JengaConfig(_Part):
 
     @model_validator(mode="after")
     def _recompute_repeats(self) -> Self:
+        if self.offload and self.recompute != "full":
+            raise ValueError(
+                f"offload takes the few tensors that layers keep with recompute='full', got {self.recompute!r}; set "
+                "both, or leave offload out"
+            )
         if self.recompute == "full" and self.attention_group_tokens is not None:
             raise ValueError("recompute='full' attends to all tokens again; use recompute='none' or 'mlp' with groups")
         if self.recompute == "full" and self.lora.dropout > 0:

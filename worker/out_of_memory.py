@@ -27,6 +27,7 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
         return (
             "the machine ran out of memory and the kernel killed the trainer; "
             "use a smaller jenga.context_length_tokens, batch_size or jenga.keep_fraction"
+            + (", or leave jenga.offload out" if config.offload else "")
         )
     devices = select(Device).where(Device.uuid.in_(leases.held_by(session, job.id)), Device.kind == "cuda")
     capacity_bytes = min((device.memory_bytes for device in session.scalars(devices)), default=None)
@@ -50,9 +51,9 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
 
 def smaller(job: Job) -> dict[str, Any] | None:
     """The config to start with once more; None when the policy, an earlier retry or the config itself forbids it."""
-    if job.oom_policy != "shrink" or job.shrunk or job.config.get("recompute") == "full":
+    changed = {**job.config, "recompute": "full", "offload": True}
+    if job.oom_policy != "shrink" or job.shrunk or changed == job.config:
         return None
-    changed = {**job.config, "recompute": "full"}
     try:
         JengaConfig.parse(changed)
     except ConfigError:  # it drops out, and would not compute the same twice

@@ -124,7 +124,7 @@ def _out_of_memory(session: Session, wishes: Wishes, settings: Settings, job: Jo
     if smaller is None or wishes.state is not JobState.RUNNING:
         fail(session, job, ErrorMessage(code="out_of_memory", message=message))
         return
-    told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with recompute='full'"
+    told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with recompute='full' and offload"
     events.append(session, job.id, storable(told), level="warn")
     lifecycle.requeue(session, job.id, job.lease_token, counted=False, config=smaller, shrunk=True)
 

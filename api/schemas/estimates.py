@@ -46,6 +46,8 @@ class MemorySetting(Answer):
     high_bytes: int
     by_kind: dict[str, int]
     """They sum to `expected_bytes`."""
+    host_bytes: int = 0
+    """What waits in the host's memory meanwhile, with `offload`."""
 
 
 class DeviceFit(Answer):
@@ -122,6 +124,7 @@ class EstimateObject(Answer):
                     expected_bytes=each.estimate.expected_bytes,
                     high_bytes=each.estimate.high_bytes,
                     by_kind=dict(each.estimate.by_kind),
+                    host_bytes=each.estimate.host_bytes,
                 )
                 for each in settings
             ],

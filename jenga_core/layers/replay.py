@@ -7,6 +7,7 @@ nor is anything that only the known output depends on. What is kept is the rows'
 keys and values that they attended to, where the layer's own graph keeps about a dozen of the row's vectors.
 
 The same node serves layers that compute all their rows but should save little (`recompute='full'`): the input alone.
+With a HostMemory, what is kept waits there (memory/offload.py).
 
 Shapes   B batch, G involved tokens, E hidden size
 """
@@ -21,13 +22,19 @@ from torch import Tensor, nn
 
 from jenga_core.layers.attention import Attended
 from jenga_core.layers.gated_mlp import output_unused
+from jenga_core.memory.offload import HostMemory
 
 Layer = Callable[[Tensor, Attended], Tensor]
 """From the rows that enter, and what is known of their attention, to the rows that leave, with gradient."""
 
 
 def replay(
-    layer: Layer, x_BGE: Tensor, y_BGE: Tensor, attended: Attended, parameters: Sequence[nn.Parameter]
+    layer: Layer,
+    x_BGE: Tensor,
+    y_BGE: Tensor,
+    attended: Attended,
+    parameters: Sequence[nn.Parameter],
+    host: HostMemory | None = None,
 ) -> Tensor:
     """y with the gradient of layer(x): to x, and to the parameters.
 
@@ -37,25 +44,41 @@ def replay(
         y_BGE: rows that leave, known.
         attended: what was kept of these rows' attention.
         parameters: of the layer, those that are trained.
+        host: where the input and what was kept wait for backward; None: on the device.
     """
     if not torch.is_grad_enabled():
         return y_BGE
-    y: Tensor = _Replay.apply(x_BGE, y_BGE, layer, attended, *parameters)
+    y: Tensor = _Replay.apply(x_BGE, y_BGE, layer, attended, host, *parameters)
     return y
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, layer: Layer, attended: Attended, *parameters: nn.Parameter) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        layer: Layer,
+        attended: Attended,
+        host: HostMemory | None,
+        *parameters: nn.Parameter,
+    ) -> Tensor:
         ctx.layer, ctx.sight = layer, attended.sight
         ctx.autocast = _autocast_of(x.device.type)
+        kept: tuple[Tensor | None, ...] = x, *attended.tensors
+        ctx.parcel = None
+        if host is not None:
+            ctx.layer_before = host.latest
+            ctx.parcel, kept = host.put(kept), ()
         # With the parameters saved, autograd refuses any that were trained meanwhile.
-        ctx.save_for_backward(x, *attended.tensors, *parameters)
+        ctx.save_for_backward(*parameters, *kept)
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, k, v, o, lse, *parameters = ctx.saved_tensors
+        num_parameters = len(ctx.needs_input_grad) - 5
+        parameters, kept = ctx.saved_tensors[:num_parameters], ctx.saved_tensors[num_parameters:]
+        x, k, v, o, lse = kept if ctx.parcel is None else ctx.parcel.take(then=ctx.layer_before)
         x = x.detach().requires_grad_(ctx.needs_input_grad[0])
         wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
         with torch.enable_grad(), ctx.autocast(), output_unused():
@@ -63,7 +86,7 @@ class _Replay(torch.autograd.Function):
         found = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True))
         dx = next(found) if x.requires_grad else None
         dw = [next(found) if parameter.requires_grad else None for parameter in parameters]
-        return (dx, None, None, None, *dw)
+        return (dx, None, None, None, None, *dw)
 
 
 def _autocast_of(device_type: str) -> Callable[[], Any]:

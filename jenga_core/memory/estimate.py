@@ -15,6 +15,9 @@ of the batch, n of them involved, and 2 bytes an element (4 on a CPU), the memor
     kept       sum over layers of what a row leaves for the backward pass: ROW[recompute] elements where it runs with
                gradient; REPLAYED[recompute] where the exact pass computed it, and the K and V of all T tokens beside it
 
+With `offload`, what is kept and what the exact pass holds is on the device for two layers at once and no more; the rest
+is in the host's memory (offload.py).
+
 The coefficients below are the whole of what is fitted. `python -m benchmarks memory` measures them.
 """
 
@@ -81,6 +84,9 @@ BACKWARD = {"E": 2, "Q": 2, "K": 2, "F": 0}
 
 CHUNK_ROWS = 2048
 """Rows that a lean MLP takes at once (layers/gated_mlp.py)."""
+
+LAYERS_ON_DEVICE = 2
+"""Whose parcels are on the device with `offload`: one leaves or is used while the next is made or returns."""
 
 LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Per row that carries loss: hidden state, normed, and its gradient (loss/segmented_cross_entropy.py)."""
@@ -198,6 +204,8 @@ class MemoryEstimate:
     They sum to `expected_bytes`."""
 
     device_kind: str = "cuda"
+    host_bytes: int = 0
+    """What waits in the host's memory, with `offload`."""
 
     @property
     def device_bytes(self) -> int:
@@ -227,18 +235,20 @@ def estimate(
         if value not in known:
             raise ConfigError(f"{name} {value!r} is not known; known are {', '.join(map(repr, known))}")
     kept = _kept_tokens(config, batch_size)
-    kinds = _by_kind(shape, config, batch_size, kept, optimizer, device_kind)
+    kinds, host_bytes = _by_kind(shape, config, batch_size, kept, optimizer, device_kind)
     low = high = kinds
     if config.enabled and config.selection.by == "threshold":
         least = min(2 * config.selection.block_tokens, config.context_length_tokens) * batch_size
-        low = _by_kind(shape, config, batch_size, least, optimizer, device_kind)
-        high = _by_kind(shape, config, batch_size, config.context_length_tokens * batch_size, optimizer, device_kind)
+        most = config.context_length_tokens * batch_size
+        low, _ = _by_kind(shape, config, batch_size, least, optimizer, device_kind)
+        high, _ = _by_kind(shape, config, batch_size, most, optimizer, device_kind)
     return MemoryEstimate(
         low_bytes=int(sum(size * (1 - UNCERTAIN[kind][0]) for kind, size in low.items())),
         expected_bytes=sum(kinds.values()),
         high_bytes=int(sum(size * (1 + UNCERTAIN[kind][1]) for kind, size in high.items())),
         by_kind=kinds,
         device_kind=device_kind,
+        host_bytes=host_bytes,
     )
 
 
@@ -267,22 +277,22 @@ def smallest_change(
 ) -> str | None:
     """The change that costs least and makes the job fit a device of that size, in words; None when nothing does.
 
-    Tried in this order: computing again what was not kept (costs time), smaller micro-batches, fewer kept tokens (costs
-    quality), both, a shorter context.
+    Tried in this order: computing again what was not kept (costs time), keeping the rest in the host's memory, smaller
+    micro-batches, fewer kept tokens (costs quality), all of these, a shorter context.
     """
 
     def fits(changed: JengaConfig, batch: int) -> bool:
         return estimate(shape, changed, batch, device_kind=device_kind).device_bytes <= capacity_bytes
 
-    for recompute in _more_recomputed(shape, config):
-        if fits(config.model_copy(update={"recompute": recompute}), batch_size):
-            return f"recompute={recompute!r}"
+    leaner = _leaner(shape, config, device_kind)
+    for words, changed in leaner:
+        if fits(changed, batch_size):
+            return words
     if batch_size > 1 and fits(config, 1):
         return f"batch_size 1 and gradient_accumulation_steps {config.gradient_accumulation_steps * batch_size}"
-    most = [config.recompute, *_more_recomputed(shape, config)][-1]
-    leanest = config.model_copy(update={"recompute": most})
-    computed_again = [] if most == config.recompute else [f"recompute={most!r}"]
-    for start, changes in ((config, []), (leanest, computed_again)):
+    leanest = leaner[-1][1] if leaner else config
+    leanest_in_words = [words for words, _ in leaner[-1:]]
+    for start, changes in ((config, []), (leanest, leanest_in_words)):
         for fraction in (0.3, 0.25, 0.2, 0.15, 0.1):
             sparse = _with_keep_fraction(start, fraction)
             if sparse is not None and fits(sparse, batch_size):
@@ -291,11 +301,12 @@ def smallest_change(
     longest = longest_context(shape, leanest, 1, capacity_bytes, device_kind)
     if longest < config.selection.block_tokens * 2:
         return None
-    return ", ".join([*computed_again, f"batch_size 1 and context_length_tokens {longest}"])
+    return ", ".join([*leanest_in_words, f"batch_size 1 and context_length_tokens {longest}"])
 
 
-def _more_recomputed(shape: ModelShape, config: JengaConfig) -> list[str]:
-    """The values of `recompute` that keep less than the config's and that this model and config take."""
+def _leaner(shape: ModelShape, config: JengaConfig, device_kind: str) -> list[tuple[str, JengaConfig]]:
+    """The ways of keeping less on the device than the config that this model and config take, least change first; in
+    words, too."""
     order = ("none", "mlp", "full")
     more = list(order[order.index(config.recompute) + 1 :])
     adapts_mlp = set(config.lora.target_modules or ()) - ATTENTION_LINEARS
@@ -303,7 +314,11 @@ def _more_recomputed(shape: ModelShape, config: JengaConfig) -> list[str]:
         more.remove("mlp")
     if "full" in more and (config.lora.dropout > 0 or config.attention_group_tokens is not None):
         more.remove("full")
-    return more
+    found = [(f"recompute={each!r}", config.model_copy(update={"recompute": each})) for each in more]
+    if device_kind == "cuda" and not config.offload and "full" in (config.recompute, *more):
+        again = "" if config.recompute == "full" else "recompute='full' and "
+        found.append((f"{again}offload=True", config.model_copy(update={"recompute": "full", "offload": True})))
+    return found
 
 
 def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
@@ -340,7 +355,8 @@ def _kept_tokens(config: JengaConfig, batch_size: int) -> int:
 
 def _by_kind(
     shape: ModelShape, config: JengaConfig, batch_size: int, kept: int, optimizer: str, device_kind: str
-) -> dict[str, int]:
+) -> tuple[dict[str, int], int]:
+    """On the device at the worst moment, and in the host's memory."""
     element = ELEMENT_BYTES[device_kind]
     tokens = config.context_length_tokens * batch_size
     selection = config.selection
@@ -355,8 +371,18 @@ def _by_kind(
         leaves_alone -= int((1 - selection.mlp_keep_fraction) * element * left["F"] * shape.intermediate)
     dense, exact, alone = _layers(shape, config)  # for all tokens with gradient; without; for the rows alone
     keys_and_values = tokens * size({"K": 2})
-    activations = dense * tokens * leaves + alone * kept * leaves_alone
-    activations += exact * (kept * (size(REPLAYED[config.recompute]) + lse) + keys_and_values)
+    leaves_exact = kept * (size(REPLAYED[config.recompute]) + lse) + keys_and_values
+    layers = [(dense, tokens * leaves), (exact, leaves_exact), (alone, kept * leaves_alone)]
+    offloads = config.offload and device_kind == "cuda"
+
+    def on_device(layers: list[tuple[int, int]]) -> int:
+        """Bytes of layers of each kind, given how many there are and what each leaves."""
+        if not offloads:
+            return sum(count * left for count, left in layers)
+        return max(min(count, LAYERS_ON_DEVICE) * left for count, left in layers)
+
+    activations = on_device(layers)
+    in_host_memory = sum(count * left for count, left in layers)
 
     is_chunked = config.fused and shape.model_type not in PLAIN_MLP
     wide = size({"F": 1})
@@ -385,16 +411,18 @@ def _by_kind(
     ]
     if exact:
         together = exact if selection.scope == "carried" else 1
-        waiting = together * tokens * (size(WAITING[config.recompute]) + lse)
+        each_waits = tokens * (size(WAITING[config.recompute]) + lse)
+        in_host_memory = max(in_host_memory, dense * tokens * leaves + together * each_waits)
+        waiting = on_device([(together, each_waits)])
         inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
-        below = dense * tokens * leaves
-        moments.append({"activations": below, "waiting": waiting, "temporaries": inside})
+        moments.append({"activations": on_device(layers[:1]), "waiting": waiting, "temporaries": inside})
         if config.recompute == "full":
-            left_over = exact * (keys_and_values + kept * size(REPLAYED["full"]))
-            moments.append({"activations": below + left_over, "temporaries": tokens * size(KEYS_AGAIN)})
+            returning = tokens * size({"E": 1}) if offloads else 0
+            made = tokens * size(KEYS_AGAIN)
+            moments.append({"activations": on_device(layers[:2]), "waiting": returning, "temporaries": made})
     none = {"activations": 0, "waiting": 0, "loss": 0, "temporaries": 0}
     worst = max(moments, key=lambda moment: sum(moment.values()))
-    return {**kinds, **none, **worst}
+    return {**kinds, **none, **worst}, in_host_memory if offloads else 0
 
 
 def _layers(shape: ModelShape, config: JengaConfig) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from jenga_core.config import JengaConfig, SelectionConfig
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
+from jenga_core.memory.offload import HostMemory
 from jenga_core.patching.attention_calls import without_masks
 from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
@@ -263,6 +264,7 @@ class JengaHandle:
             position_ids=given.get("position_ids"),
             epoch=self.epoch,
             recompute=self.config.recompute,
+            host=HostMemory() if self.config.offload and torch.is_grad_enabled() else None,
             attention_group_tokens=self.config.attention_group_tokens,
             is_full=self._is_full,
         )

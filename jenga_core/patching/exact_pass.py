@@ -32,6 +32,7 @@ from jenga_core.layers.attention import (
 )
 from jenga_core.layers.replay import replay
 from jenga_core.layers.rows import take_rows
+from jenga_core.memory.offload import HostMemory, Parcel
 from jenga_core.patching.attention_calls import attention_by, attention_call, without_mask
 from jenga_core.patching.involvement import Involvement
 
@@ -40,7 +41,8 @@ from jenga_core.patching.involvement import Involvement
 class ExactLayer:
     """What a layer's pass over all the rows that it is given leaves behind."""
 
-    x_BxE: Tensor
+    x_BxE: Tensor | Parcel
+    """Its input."""
     arguments: Mapping[str, Any]
     """The layer's keyword arguments."""
     attended: Attended
@@ -48,6 +50,20 @@ class ExactLayer:
 
     drew_random_numbers: bool
     """So it drops something out, and would make another output if it ran again."""
+
+    def in_host_memory(self, host: HostMemory) -> ExactLayer:
+        """The same, its input there."""
+        assert isinstance(self.x_BxE, Tensor)
+        return replace(self, x_BxE=host.put([self.x_BxE]))
+
+    def input(self, then: ExactLayer | None = None) -> Tensor:
+        """What the layer was given; `then` is the layer whose input is wanted next."""
+        if isinstance(self.x_BxE, Tensor):
+            return self.x_BxE
+        following = None if then is None or isinstance(then.x_BxE, Tensor) else then.x_BxE
+        (x_BxE,) = self.x_BxE.take(following)
+        assert x_BxE is not None
+        return x_BxE
 
 
 def run_exactly(
@@ -87,26 +103,33 @@ def run_exactly(
 def rows_of_exact_layer(
     involvement: Involvement,
     index: int,
-    x_BGE: Tensor,
+    rows_BGE: Tensor,
+    x_BTE: Tensor,
     y_BTE: Tensor,
     left: ExactLayer,
     row_arguments: Mapping[str, Any],
     selection: Selection,
 ) -> Tensor:
-    """The involved rows that leave a layer whose exact pass has been, with gradient; x are those that enter it."""
+    """The involved rows that leave a layer whose exact pass has been, with gradient.
+
+    Args:
+        rows_BGE: those that enter it, with gradient.
+        x_BTE: all tokens that entered it.
+        y_BTE: all tokens that left it.
+    """
     if not torch.is_grad_enabled():
         return take_rows(y_BTE, selection.token_index_BG)
     layer, architecture, attended = involvement.parts.layers[index], involvement.parts.architecture, left.attended
     if attended.k_BKTD is None:
         if left.drew_random_numbers:
             raise _would_differ(index)
-        call = attention_call(layer, architecture, left.x_BxE, left.arguments)
+        call = attention_call(layer, architecture, x_BTE, left.arguments)
         attended = replace(attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
     if left.drew_random_numbers:
         with attention_by(layer, architecture, lambda call: attention_over_new_keys(call, attended, selection)):
-            return involvement.layer_forwards[index](x_BGE, **without_mask(row_arguments))
+            return involvement.layer_forwards[index](rows_BGE, **without_mask(row_arguments))
     y_BGE = take_rows(y_BTE, selection.token_index_BG)
-    return replayed(involvement, index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
+    return replayed(involvement, index, rows_BGE, y_BGE, attended.at_rows(selection), row_arguments)
 
 
 def refuse_dropout(call: AttentionCall) -> None:
@@ -160,7 +183,7 @@ def replayed(
             return forward(x_BGE, **arguments)
 
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    return replay(again, x_BGE, y_BGE, attended, trained)
+    return replay(again, x_BGE, y_BGE, attended, trained, involvement.host)
 
 
 def random_state(device: torch.device) -> object:

@@ -27,6 +27,7 @@ from jenga_core.layers.mlp import mlp_of_chosen_rows
 from jenga_core.layers.rows import take_rows
 from jenga_core.layers.sight import Sight
 from jenga_core.loss.segmented_cross_entropy import IGNORE, count_labels
+from jenga_core.memory.offload import HostMemory
 from jenga_core.patching.attention_calls import attention_call
 from jenga_core.patching.parts import Parts
 from jenga_core.prediction.predictor import Predictors
@@ -52,12 +53,15 @@ class Involvement:
         position_ids: Tensor | None,
         epoch: int = 0,
         recompute: Literal["none", "mlp", "full"] = "none",
+        host: HostMemory | None = None,
         attention_group_tokens: int | None = None,
         is_full: bool = False,
     ) -> None:
-        """is_full: every token has a valid label, but the last of a sequence; who says so has looked."""
+        """host: where what `full` keeps waits for backward; None: on the device.
+        is_full: every token has a valid label, but the last of a sequence; who says so has looked."""
         self.config = config
         self.recompute = recompute
+        self.host = host
         self.attention_group_tokens = attention_group_tokens
         self.parts = parts
         self.layer_forwards = layer_forwards

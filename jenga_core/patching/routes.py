@@ -32,6 +32,7 @@ from jenga_core.errors import ConfigError
 from jenga_core.layers.attention import AttentionCall, attention_in_groups, mask_among_involved
 from jenga_core.layers.residual_rows import ResidualRows
 from jenga_core.layers.rows import put_rows, take_rows
+from jenga_core.memory.offload import HostMemory
 from jenga_core.patching.attention_calls import attention_by, without_mask
 from jenga_core.patching.exact_pass import (
     ExactLayer,
@@ -85,7 +86,7 @@ class Carried:
         self.exact_from = 0 if config.below_entry == "forward_only" else involvement.entry_layer
         self.exact_to = involvement.entry_layer if config.unselected == "eliminated" else involvement.num_layers
         self._left: list[ExactLayer] = []
-        self._start_BTE: Tensor | None = None
+        self._inputs_in_host_memory = None if involvement.host is None else HostMemory()
         self._entry_BTE: Tensor | None = None
         self._row_arguments: _RowArguments | None = None
 
@@ -93,8 +94,6 @@ class Carried:
         """See Route."""
         involvement = self.involvement
         is_last = index == involvement.num_layers - 1
-        if index == self.exact_from:
-            self._start_BTE = x_BxE
         if index == involvement.entry_layer:
             self._entry_BTE = x_BxE if involvement.config.loss_on == "all" else None
             involvement.selection_at(index, x_BxE, arguments)
@@ -102,6 +101,8 @@ class Carried:
             return _with_gradient(involvement, index, x_BxE, arguments)
         if index < self.exact_to:
             y_BTE, left = run_exactly(involvement, index, x_BxE, arguments)
+            if self._inputs_in_host_memory is not None:
+                left = left.in_host_memory(self._inputs_in_host_memory)
             self._left.append(left)
             return self._out(y_BTE, self._rows_that_left(y_BTE)) if is_last else y_BTE
         if index == self.exact_to:
@@ -127,17 +128,23 @@ class Carried:
 
     def _rows_that_left(self, end_BTE: Tensor) -> Tensor:
         """The involved rows that left the exact layers, with gradient; each layer's other rows are let go at once."""
-        assert self._start_BTE is not None
-        rows_BGE = take_rows(self._start_BTE, self._selection.token_index_BG)
-        self._start_BTE = None
+        x_BTE = self._next_input(end_BTE)
+        rows_BGE = take_rows(x_BTE, self._selection.token_index_BG)
         for index in range(self.exact_from, self.exact_to):
             left = self._left.pop(0)
-            y_BTE = self._left[0].x_BxE if self._left else end_BTE
+            y_BTE = self._next_input(end_BTE)
             row_arguments = self._of_rows(left.arguments)
             rows_BGE = rows_of_exact_layer(
-                self.involvement, index, rows_BGE, y_BTE, left, row_arguments, self._selection
+                self.involvement, index, rows_BGE, x_BTE, y_BTE, left, row_arguments, self._selection
             )
+            x_BTE = y_BTE
         return rows_BGE
+
+    def _next_input(self, end_BTE: Tensor) -> Tensor:
+        """Of the first exact layer that is left, while that of the second returns; or what left the last."""
+        if not self._left:
+            return end_BTE
+        return self._left[0].input(then=self._left[1] if len(self._left) > 1 else None)
 
 
 class PerLayer:
@@ -160,9 +167,9 @@ class PerLayer:
             rows = ResidualRows(x_BTE, selection, in_place=is_ours)
             return rows.put_back(_with_gradient(involvement, index, rows.take(), row_arguments, selection))
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)
-        exact_BTE, left = run_exactly(involvement, index, x_BTE, arguments)
-        rows_BGE = rows_of_exact_layer(involvement, index, rows_BGE, exact_BTE, left, row_arguments, selection)
-        return put_rows(x_BTE + (exact_BTE - x_BTE).detach(), rows_BGE, selection)
+        y_BTE, left = run_exactly(involvement, index, x_BTE, arguments)
+        rows_BGE = rows_of_exact_layer(involvement, index, rows_BGE, x_BTE, y_BTE, left, row_arguments, selection)
+        return put_rows(x_BTE + (y_BTE - x_BTE).detach(), rows_BGE, selection)
 
 
 def _with_gradient(

@@ -66,7 +66,7 @@ def test_cases_run_together_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) 
     seen: list[set[str]] = []
     together = threading.Barrier(2, timeout=30)
 
-    def run(case: memory.Case) -> dict[str, int]:
+    def run(_: object, case: memory.Case) -> dict[str, int]:
         running.add(case["model"])
         if "half" in case["model"]:
             together.wait()
@@ -74,7 +74,7 @@ def test_cases_run_together_as_far_as_they_fit(monkeypatch: pytest.MonkeyPatch) 
         running.remove(case["model"])
         return {"peak_bytes": 1}
 
-    monkeypatch.setattr(memory, "_run", run)
+    monkeypatch.setattr(memory, "measured_apart", run)
     cases = [{"model": name} for name in sizes]
     done = list(memory.measure_all(cases, "cuda", 100 * memory.GIB, time.monotonic() + 60))
     assert {case["model"] for case, _ in done} == set(sizes)

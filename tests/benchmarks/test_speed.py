@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import environment, plans, speed
+from benchmarks import ceilings, environment, plans, speed
 from benchmarks.contenders import POLICIES, RECOMPUTE
-from benchmarks.speed import ResultsFile, RowFailed, expected_seconds
+from benchmarks.processes import Failed
+from benchmarks.speed import ResultsFile, expected_seconds
 from benchmarks.step import Spec
 
 CEILINGS = {
@@ -42,42 +42,35 @@ def measured(spec: Spec, **changed: Any) -> dict[str, Any]:
     }
 
 
-class FakeTurn:
+class Fake:
     """Measures at once, or does what `outcomes` says for a policy."""
 
-    started: list[str] = []
-    outcomes: dict[str, Any] = {}
-    on_gpu: dict[int | None, int] = {}
-    both = threading.Barrier(2)
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.outcomes: dict[str, Any] = {}
+        self.on_gpu: dict[int | None, int] = {}
+        self.both = threading.Barrier(2)
 
-    def __init__(self, *command: str, gpu: int | None = None) -> None:
-        self.command = command
-        self.gpu = gpu
-        name = command[0] if command[0] == "ceilings" else json.loads(command[1])["policy"]
-        FakeTurn.started.append(name)
-        self.name = name
-
-    def take(self, seconds: float) -> dict[str, Any]:
-        FakeTurn.on_gpu[self.gpu] = FakeTurn.on_gpu.get(self.gpu, 0) + 1
-        if self.gpu is not None:
-            FakeTurn.both.wait(timeout=10)  # the other GPU measures, too
-        outcome = FakeTurn.outcomes.get(self.name)
+    def __call__(
+        self, measure: Any, what: Any, *arguments: Any, seconds: float | None = None, gpu: int | None = None
+    ) -> dict[str, Any]:
+        name = "ceilings" if measure is ceilings.measure else what.policy
+        self.started.append(name)
+        self.on_gpu[gpu] = self.on_gpu.get(gpu, 0) + 1
+        if gpu is not None:
+            self.both.wait(timeout=10)  # the other GPU measures, too
+        outcome = self.outcomes.get(name)
         if isinstance(outcome, Exception):
             raise outcome
-        if self.name == "ceilings":
-            return CEILINGS
-        return measured(Spec(**json.loads(self.command[1])), **(outcome or {}))
-
-    def dismiss(self) -> None:
-        pass
+        return CEILINGS if name == "ceilings" else measured(what, **(outcome or {}))
 
 
 @pytest.fixture(autouse=True)
-def turns(monkeypatch: pytest.MonkeyPatch) -> type[FakeTurn]:
-    FakeTurn.started, FakeTurn.outcomes, FakeTurn.on_gpu, FakeTurn.both = [], {}, {}, threading.Barrier(2)
-    monkeypatch.setattr(speed, "Turn", FakeTurn)
+def turns(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    fake = Fake()
+    monkeypatch.setattr(speed, "measured_apart", fake)
     monkeypatch.setattr(environment, "hardware_slug", lambda: "h100")
-    return FakeTurn
+    return fake
 
 
 def run(folder: Path, *specs: Spec, seconds: float = 1000, again: bool = False) -> int:
@@ -95,7 +88,7 @@ def test_rows_are_kept_with_ceilings_and_derived_columns(tmp_path: Path) -> None
     assert 0 < jenga["roofline_ms"] < lora["roofline_ms"]
 
 
-def test_gpus_share_the_rows_and_each_measures_one_at_a_time(tmp_path: Path, turns: type[FakeTurn]) -> None:
+def test_gpus_share_the_rows_and_each_measures_one_at_a_time(tmp_path: Path, turns: Fake) -> None:
     specs = [LORA, JENGA, replace(JENGA, keep_fraction=0.2)]  # and the ceilings
     deadline = time.monotonic() + 1000
     assert speed.run(specs, tmp_path, timed_steps=5, deadline=deadline, again=False, gpus=2) == 0
@@ -103,7 +96,7 @@ def test_gpus_share_the_rows_and_each_measures_one_at_a_time(tmp_path: Path, tur
     assert len(ResultsFile(tmp_path, "tiny").rows) == 3
 
 
-def test_what_is_there_is_not_measured_again(tmp_path: Path, turns: type[FakeTurn]) -> None:
+def test_what_is_there_is_not_measured_again(tmp_path: Path, turns: Fake) -> None:
     run(tmp_path, LORA)
     turns.started.clear()
     assert run(tmp_path, LORA, JENGA) == 0
@@ -113,7 +106,7 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, turns: type[FakeTur
 
 
 def test_another_commit_makes_our_rows_stale_and_no_others(
-    tmp_path: Path, turns: type[FakeTurn], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, turns: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JENGA_COMMIT", "aaaaaaa")
     run(tmp_path, LORA, JENGA)
@@ -124,9 +117,7 @@ def test_another_commit_makes_our_rows_stale_and_no_others(
     assert [row["commit"] for row in ResultsFile(tmp_path, "tiny").rows] == ["aaaaaaa", "bbbbbbb"]
 
 
-def test_another_version_makes_every_row_stale(
-    tmp_path: Path, turns: type[FakeTurn], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_makes_every_row_stale(tmp_path: Path, turns: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, LORA)
     turns.started.clear()
     versions = {**environment.versions(), "torch": "3.0"}
@@ -135,22 +126,20 @@ def test_another_version_makes_every_row_stale(
     assert turns.started == ["lora"]
 
 
-def test_a_row_that_fails_leaves_the_others(
-    tmp_path: Path, turns: type[FakeTurn], capsys: pytest.CaptureFixture[str]
-) -> None:
-    turns.outcomes = {"lora": RowFailed("ValueError: no such thing")}
+def test_a_row_that_fails_leaves_the_others(tmp_path: Path, turns: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    turns.outcomes = {"lora": Failed("ValueError: no such thing")}
     assert run(tmp_path, LORA, JENGA) == 1
     assert "ValueError: no such thing" in capsys.readouterr().out
     assert [row["policy"] for row in ResultsFile(tmp_path, "tiny").rows] == ["jenga"]
 
 
-def test_a_row_that_outlives_the_deadline_counts_as_failed(tmp_path: Path, turns: type[FakeTurn]) -> None:
-    turns.outcomes = {"lora": subprocess.TimeoutExpired("step", 1)}
+def test_a_row_that_outlives_the_deadline_counts_as_failed(tmp_path: Path, turns: Fake) -> None:
+    turns.outcomes = {"lora": TimeoutError("not done after 1 s")}
     assert run(tmp_path, LORA) == 1
     assert ResultsFile(tmp_path, "tiny").rows == []
 
 
-def test_out_of_memory_is_a_result(tmp_path: Path, turns: type[FakeTurn], capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_is_a_result(tmp_path: Path, turns: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     row = measured(LORA, out_of_memory="CUDA out of memory")
     for name in ("step_ms_p20", "step_ms_p50", "step_ms_p80"):
         del row[name]
@@ -173,7 +162,7 @@ def test_the_page_holds_the_tables_of_all_models(tmp_path: Path) -> None:
 
 
 def test_no_row_starts_that_may_miss_the_deadline(
-    tmp_path: Path, turns: type[FakeTurn], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, turns: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, LORA, seconds=1) == 3
     assert turns.started == []
@@ -193,22 +182,23 @@ def test_plans_name_rows_that_exist_once(plan: str) -> None:
     assert len({spec.key for spec in specs}) == len(specs)
     for spec in specs:
         policy = POLICIES[spec.policy]
-        assert spec.recompute in policy.recomputes()
+        assert spec.recompute in (RECOMPUTE if policy.is_ours else policy.recomputes())
         assert policy.is_sparse or spec.keep_fraction == 1
 
 
 def test_the_grid_has_every_length_keep_fraction_and_recompute() -> None:
     jenga = {spec for spec in plans.grid() if spec.model == "llama-3-8b" and spec.policy == "jenga"}
-    assert {(spec.tokens, spec.keep_fraction, spec.recompute) for spec in jenga} == {
-        (thousands * 1024, keep, recompute)
+    longest = {(64, 0.4, "offload"), (128, 0.4, "full"), (128, 0.4, "offload"), (256, 0.4, "offload")}
+    assert {(spec.tokens // 1024, spec.keep_fraction, spec.recompute) for spec in jenga} == longest | {
+        (thousands, keep, recompute)
         for thousands in (4, 8, 16, 32, 64)
         for keep in (0.2, 0.4, 0.7)
-        for recompute in RECOMPUTE
+        for recompute in ("none", "mlp", "full")
     }
     assert plans.grid()[: len(plans.bars())] == plans.bars()
 
 
-def test_the_command_line_takes_some_recomputes_only(tmp_path: Path, turns: type[FakeTurn]) -> None:
+def test_the_command_line_takes_some_recomputes_only(tmp_path: Path, turns: Fake) -> None:
     arguments = ["--models", "tiny", "--tokens", "512", "--policies", "lora", "jenga", "--recompute", "full"]
     assert speed.main([*arguments, "--results", str(tmp_path)]) == 0
     kept = [(row["policy"], row["recompute"]) for row in ResultsFile(tmp_path, "tiny").rows]

@@ -26,7 +26,7 @@ def spec(policy: str, *, model: str = "tiny", recompute: str | None = None) -> S
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if not policy.uses_liger])
 def test_every_policy_gives_a_row(policy: str) -> None:
-    row = measure(spec(policy), CPU, timed_steps=2)
+    row = measure(spec(policy), 2, CPU)
     assert Spec.of(row) == spec(policy)
     assert row["step_ms_p20"] <= row["step_ms_p50"] <= row["step_ms_p80"]
     assert len(row["step_ms_all"]) == 4  # twice as many where they are fast
@@ -37,7 +37,7 @@ def test_every_policy_gives_a_row(policy: str) -> None:
 
 
 def test_a_sparse_row_says_what_it_kept_and_what_choosing_took() -> None:
-    row = measure(spec("jenga"), CPU, timed_steps=1)
+    row = measure(spec("jenga"), 1, CPU)
     assert row["involved"]["tokens"] == 128  # 2 of 4 blocks of 64
     assert row["mean_kept_fraction"] == 0.5
     assert row["entry_layer"] == 2
@@ -46,8 +46,8 @@ def test_a_sparse_row_says_what_it_kept_and_what_choosing_took() -> None:
 
 
 def test_opt_has_a_row_and_no_liger_kernels() -> None:
-    assert "step_ms_p50" in measure(spec("lora", model="tiny-opt"), CPU, timed_steps=1)
-    row = measure(spec("lora+liger", model="tiny-opt"), CPU, timed_steps=1)
+    assert "step_ms_p50" in measure(spec("lora", model="tiny-opt"), 1, CPU)
+    row = measure(spec("lora+liger", model="tiny-opt"), 1, CPU)
     assert row["unsupported"] == "Liger has no kernels for opt"
     assert "step_ms_p50" not in row
 
@@ -74,7 +74,7 @@ def test_running_out_of_memory_is_a_row(monkeypatch: pytest.MonkeyPatch, error: 
         raise error("CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of ...")
 
     monkeypatch.setattr(step.Step, "__call__", too_large)
-    row = measure(spec("lora"), CPU)
+    row = measure(spec("lora"), 5, CPU)
     assert row["out_of_memory"] == "CUDA out of memory. Tried to allocate 3.91 GiB"
     assert "step_ms_p50" not in row
 
@@ -85,13 +85,13 @@ def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(step.Step, "__call__", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        measure(spec("lora"), CPU)
+        measure(spec("lora"), 5, CPU)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step.Step, "__call__", lambda _: torch.tensor(torch.nan))
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        measure(spec("lora"), CPU)
+        measure(spec("lora"), 5, CPU)
 
 
 def test_logits_are_gone_before_backward() -> None:
@@ -109,7 +109,7 @@ def test_logits_are_gone_before_backward() -> None:
 def test_plain_lora_loads_no_code_of_ours() -> None:
     program = (
         "import sys, torch; from benchmarks.step import Spec, measure;"
-        f"measure(Spec('tiny', {TOKENS}, 'lora+checkpoint', 1.0, 'full'), torch.device('cpu'), timed_steps=1);"
+        f"measure(Spec('tiny', {TOKENS}, 'lora+checkpoint', 1.0, 'full'), 1, torch.device('cpu'));"
         "print([name for name in sys.modules if name.startswith('jenga')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -121,7 +121,7 @@ def test_selection_is_timed_only_inside_the_block() -> None:
 
     before = Involvement.selection_at
     with selection_ranges(Clock(CPU)) as ranges:
-        measure(spec("jenga"), CPU, timed_steps=1)
+        measure(spec("jenga"), 1, CPU)
     assert ranges
     assert Involvement.selection_at is before
 

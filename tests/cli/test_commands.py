@@ -119,7 +119,8 @@ def test_estimate(command_line: CommandLine, rows: Path) -> None:
     for words in ("rows     3", "as asked", "dense LoRA ", "A GPU", "longest context"):
         assert words in shown
     recomputed = command_line.run("estimate", answer["training_file"], *options, "-o", "recompute=full").stdout
-    assert "dense LoRA, recompute full" in recomputed and "\nrecompute full" not in recomputed
+    assert "dense LoRA, recompute full" in recomputed and "\nrecompute full " not in recomputed
+    assert "of the host" in recomputed and "\nrecompute full, offload" in recomputed
 
 
 @pytest.mark.parametrize(

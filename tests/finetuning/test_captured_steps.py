@@ -129,6 +129,7 @@ def test_without_a_handle_steps_run_as_they_are() -> None:
         {"selection": {"score": "random"}},
         {"selection": {"mlp_keep_fraction": 0.5}},
         {"preset": "lora", "fused": False},
+        {"recompute": "full", "offload": True},
     ],
     ids=str,
 )

@@ -19,6 +19,7 @@ from jenga_core.layers import gated_mlp
 from jenga_core.memory import estimate as counted
 from jenga_core.memory.estimate import (
     CONTEXT_BYTES,
+    MemoryEstimate,
     ModelShape,
     estimate,
     longest_context,
@@ -223,13 +224,32 @@ def test_the_smallest_change_that_fits_is_named() -> None:
     assert smallest_change(SHAPE, lora, 1, mlp) == "recompute='mlp'"
     assert smallest_change(SHAPE, lora, 1, mlp - 1) == "recompute='full'"
     assert smallest_change(SHAPE, lora, 4, estimate(SHAPE, lora, 4).device_bytes - 1) == "recompute='mlp'"
-    recomputing = config(preset="lora", recompute="full")
-    assert smallest_change(SHAPE, recomputing, 4, full) == "batch_size 1 and gradient_accumulation_steps 4"
-    sparse = smallest_change(SHAPE, recomputing, 1, full - 1)
-    assert sparse == "preset='jenga' with keep_fraction 0.3"
-    tight = smallest_change(SHAPE, config(context_length_tokens=2**20), 1, 24 * GIB)
+    assert smallest_change(SHAPE, lora, 1, full - 1) == "recompute='full' and offload=True"
+    assert smallest_change(SHAPE, config(preset="lora", recompute="full"), 1, full - 1) == "offload=True"
+    leanest = config(preset="lora", recompute="full", offload=True)
+    least = estimate(SHAPE, leanest).device_bytes
+    assert smallest_change(SHAPE, leanest, 4, least) == "batch_size 1 and gradient_accumulation_steps 4"
+    assert smallest_change(SHAPE, leanest, 1, least - 1) == "preset='jenga' with keep_fraction 0.3"
+    dropping_out = config(preset="lora", lora={"dropout": 0.1}, recompute="mlp")
+    least = estimate(SHAPE, dropping_out).device_bytes
+    assert smallest_change(SHAPE, dropping_out, 1, least - 1) == "preset='jenga' with keep_fraction 0.3"
+    tight = smallest_change(SHAPE, config(context_length_tokens=2**24), 1, 24 * GIB)
     assert tight is not None
-    assert tight.startswith("recompute='full', batch_size 1 and context_length_tokens ")
+    assert tight.startswith("recompute='full' and offload=True, batch_size 1 and context_length_tokens ")
+
+
+@pytest.mark.parametrize("changes", [{}, {"preset": "lora"}, {"selection": {"unselected": "forward_only"}}], ids=str)
+def test_offload_moves_the_activations_to_the_host(changes: dict[str, object]) -> None:
+    def found(device_kind: str = "cuda", **more: object) -> MemoryEstimate:
+        asked = config(**changes, recompute="full", context_length_tokens=65536, **more)
+        return estimate(SHAPE, asked, device_kind=device_kind)
+
+    full, offload = found(), found(offload=True)
+    assert full.host_bytes == 0
+    assert offload.expected_bytes < full.expected_bytes
+    assert offload.host_bytes >= full.by_kind["activations"] + full.by_kind["waiting"]
+    assert offload.by_kind["activations"] + offload.by_kind["waiting"] < offload.host_bytes / 5
+    assert found("cpu", offload=True) == found("cpu")
 
 
 @given(

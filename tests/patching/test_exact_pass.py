@@ -192,3 +192,36 @@ def test_autocast_on_a_float32_model(model_type: str, recompute: str) -> None:
     loss.backward()
     assert abs(float(loss.detach() - true)) < 0.1
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "lora"},
+        {},
+        {"selection": {"unselected": "forward_only"}},
+        {"selection": {"below_entry": "involved"}},
+        {"selection": {"loss_on": "all"}},
+        {"selection": {"scope": "per_layer", "loss_on": "all"}},
+    ],
+    ids=str,
+)
+def test_offload_changes_where_things_wait_and_no_gradient(model_type: str, changes: dict[str, object]) -> None:
+    gradients, kept_bytes = [], []
+    for offload in (False, True):
+        torch.manual_seed(0)
+        model, batch = with_adapter(tiny_model(model_type)), tiny_batch(batch=2, tokens=80)
+        selection = {"block_tokens": 8, "entry_layer": 2, **changes.get("selection", {})}  # type: ignore[dict-item]
+        apply_jenga(
+            model, JengaConfig.parse({**changes, "selection": selection, "recompute": "full", "offload": offload})
+        )
+        with saved_activations(model) as saved:
+            loss = model(**batch).loss
+        kept_bytes.append(saved.total_bytes)
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(gradients[0]) > 8
+    for without, with_offload in zip(*gradients, strict=True):
+        assert torch.equal(without, with_offload)
+    assert kept_bytes[1] < kept_bytes[0] / 2

@@ -208,16 +208,20 @@ def test_oom_policy_shrink_tries_once_more_with_recompute(
     job_id, supervisor = run_out_of_memory(settings, database, stop, seeded, oom_policy="shrink")
     assert supervisor.drain() == [job_id, job_id]
     failed = job(job_id)
-    assert (failed.state, failed.shrunk, failed.config["recompute"]) == (JobState.FAILED, True, "full")
+    assert (failed.state, failed.shrunk) == (JobState.FAILED, True)
+    assert (failed.config["recompute"], failed.config["offload"]) == ("full", True)
     told = messages_of(database, job_id)
-    assert sum("goes back to the queue, once, with recompute='full'" in message for message in told) == 1
+    assert sum("goes back to the queue, once, with recompute='full' and offload" in message for message in told) == 1
 
 
 def test_what_could_not_be_computed_again_is_not_tried_again(database: Database, seeded: Seed) -> None:
     """recompute='full' with dropout is refused by the config."""
     job = new_job(seeded, oom_policy="shrink", config={"lora": {"dropout": 0.1}})
     assert smaller(job) is None
-    assert smaller(new_job(seeded, oom_policy="shrink", config={})) == {"recompute": "full"}
+    leanest = {"recompute": "full", "offload": True}
+    assert smaller(new_job(seeded, oom_policy="shrink", config={})) == leanest
+    assert smaller(new_job(seeded, oom_policy="shrink", config={"recompute": "full"})) == leanest
+    assert smaller(new_job(seeded, oom_policy="shrink", config=leanest)) is None
 
 
 def test_a_frozen_supervisor_s_trainer_dies_with_its_lease(

@@ -120,7 +120,8 @@ function settings({ memory }) {
     el("tbody", {}, ...memory.map((each) => el("tr", {}, el("th", { scope: "row" }, each.setting),
       el("td", { class: "gauge" }, el("span", { class: "track" }, bar(each.expected_bytes / most, each === memory[0] ? "ours" : "dense"))),
       el("td", { class: "number" }, format.bytes(each.expected_bytes),
-        el("span", { class: "sub" }, `${format.bytes(each.low_bytes)} to ${format.bytes(each.high_bytes)}`))))))];
+        el("span", { class: "sub" }, `${format.bytes(each.low_bytes)} to ${format.bytes(each.high_bytes)}`),
+        each.host_bytes > 0 && el("span", { class: "sub" }, `and ${format.bytes(each.host_bytes)} of the host's`))))))];
 }
 
 function histogram(buckets, context) {

@@ -4,7 +4,7 @@ import { byId, fill, pairs } from "./dom.js";
 import * as format from "./format.js";
 
 // What `inWords` says of the config; `others` has the rest.
-const SAID = ["preset", "enabled", "context_length_tokens", "recompute", "learning_rate", "max_steps", "lora.r", "lora.alpha", "rope",
+const SAID = ["preset", "enabled", "context_length_tokens", "recompute", "offload", "learning_rate", "max_steps", "lora.r", "lora.alpha", "rope",
   "rope.type", "rope.factor", ...["by", "keep_fraction", "block_tokens", "scope", "entry_layer", "unselected", "below_entry", "score"]
     .map((name) => `selection.${name}`)];
 const SPARSE = ["selection.", "calibration.", "predictor."]; // what a dense job does not use
@@ -50,7 +50,7 @@ export function inWords(job, layer = job.jenga.config.selection.entry_layer) {
   return {
     ...fixed,
     context: `${format.count(config.context_length_tokens)} tokens`,
-    recompute: config.recompute && config.recompute !== "none" ? config.recompute : null,
+    recompute: config.recompute && config.recompute !== "none" ? config.recompute + (config.offload ? ", offload" : "") : null,
     LoRA: `rank ${lora.r}, alpha ${lora.alpha}`,
     "learning rate": config.learning_rate ?? "2e-4 × multiplier",
     rope: rope ? `${rope.type} × ${rope.factor}` : null,

@@ -77,8 +77,11 @@ def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_
     asked: dict[str, JengaConfig] = {"as asked": config}
     if config.recompute != "full" and config.attention_group_tokens is None:
         asked["recompute full"] = config.model_copy(update={"recompute": "full"})
+    if device_kind == "cuda" and not config.offload and config.attention_group_tokens is None:
+        asked["recompute full, offload"] = config.model_copy(update={"recompute": "full", "offload": True})
     if config.enabled:
         again = "" if config.recompute == "none" else f", recompute {config.recompute}"
+        again += ", offload" if config.offload else ""
         asked[f"dense LoRA{again}"] = config.model_copy(update={"enabled": False})
     return [
         Setting(name, memory.estimate(shape, each, batch_size, device_kind=device_kind)) for name, each in asked.items()
