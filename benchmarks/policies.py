@@ -74,11 +74,16 @@ POLICIES: Mapping[str, Policy] = {
     "scores-alone": Policy(ALONE),
     "random-alone": Policy({**ALONE, "score": "random"}),
     "recent-alone": Policy({**ALONE, "score": "recent"}),
+    "random-tokens-alone": Policy({**ALONE, "score": "random", "block_tokens": 1}),
     "annealed": Policy(EXACT, anneal=(0.5, 1.5)),
+    "annealed-down": Policy(EXACT, anneal=(1.5, 0.5)),
     "dense-at-end": Policy(EXACT, dense_at_end_fraction=0.1),
     "dense-same-loss": Policy(EXACT, loss_of="jenga"),
     "dense-same-loss-run": Policy({**EXACT, "target_fraction": 1.0}, loss_of="targets-100"),
     "dense-same-loss-random": Policy({**ALONE, "score": "random"}, loss_of="random-alone"),
+    "dense-same-loss-random-tokens": Policy(
+        {**ALONE, "score": "random", "block_tokens": 1}, loss_of="random-tokens-alone"
+    ),
     "carried": Policy({**EXACT, "below_entry": "involved"}),
     "gradient-only": Policy({**EXACT, "unselected": "forward_only"}),
     "paper": Policy(EXACT, preset="jenga-paper"),
