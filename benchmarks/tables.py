@@ -46,7 +46,8 @@ def with_derived(rows: Sequence[Mapping[str, Any]], ceilings: Mapping[str, Any] 
             derived["roofline_share"] = derived["roofline_ms"] / row["step_ms_p50"]
             if "selection_ms" in row:
                 # Of the step that it was measured in: one that is replayed from a graph has no marks inside.
-                derived["selection_share"] = row["selection_ms"] / row.get("second_step_ms", row["step_ms_p50"])
+                of = row.get("selection_of_ms") or row.get("second_step_ms", row["step_ms_p50"])
+                derived["selection_share"] = row["selection_ms"] / of
             dense = lora.get((row["model"], row["tokens"]))
             if dense is not None and dense["hardware"] == row["hardware"]:
                 derived["time_of_lora"] = row["step_ms_p50"] / dense["step_ms_p50"]
