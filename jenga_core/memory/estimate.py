@@ -88,6 +88,11 @@ CHUNK_ROWS = 2048
 LAYERS_ON_DEVICE = 2
 """Whose parcels are on the device with `offload`: one leaves or is used while the next is made or returns."""
 
+INPUTS_ON_DEVICE = {"pass": 3, "keys again": 2}
+"""Layers whose input is there all the same: in the exact pass its own, that of the one before, which leaves, and the
+first, which
+transformers holds; while keys are made again the first, and what left the last, beside those of KEYS_AGAIN."""
+
 LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Per row that carries loss: hidden state, normed, and its gradient (loss/segmented_cross_entropy.py)."""
 
@@ -413,13 +418,13 @@ def _by_kind(
         together = exact if selection.scope == "carried" else 1
         each_waits = tokens * (size(WAITING[config.recompute]) + lse)
         in_host_memory = max(in_host_memory, dense * tokens * leaves + together * each_waits)
-        waiting = on_device([(together, each_waits)])
+        waiting = min(together, INPUTS_ON_DEVICE["pass"] if offloads else together) * each_waits
         inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
         moments.append({"activations": on_device(layers[:1]), "waiting": waiting, "temporaries": inside})
         if config.recompute == "full":
-            returning = tokens * size({"E": 1}) if offloads else 0
+            waiting = INPUTS_ON_DEVICE["keys again"] * each_waits if offloads else 0
             made = tokens * size(KEYS_AGAIN)
-            moments.append({"activations": on_device(layers[:2]), "waiting": returning, "temporaries": made})
+            moments.append({"activations": on_device(layers[:2]), "waiting": waiting, "temporaries": made})
     none = {"activations": 0, "waiting": 0, "loss": 0, "temporaries": 0}
     worst = max(moments, key=lambda moment: sum(moment.values()))
     return {**kinds, **none, **worst}, in_host_memory if offloads else 0

@@ -41,10 +41,14 @@ class HostMemory:
 
     def put(self, tensors: Tensors) -> Parcel:
         """Send them off."""
-        if self._latest is not None:
-            self._latest.let_go()
+        self.let_go()
         self._latest = Parcel(tensors)
         return self._latest
+
+    def let_go(self) -> None:
+        """Of what is still on the device, too."""
+        if self._latest is not None:
+            self._latest.let_go()
 
 
 class Parcel:

@@ -100,11 +100,21 @@ def run_exactly(
     return y_BxE, ExactLayer(x_BxE, arguments, attended[0], drew)
 
 
+def with_keys(involvement: Involvement, index: int, x_BTE: Tensor, left: ExactLayer) -> ExactLayer:
+    """What the layer left, with the keys and values of all tokens x, made again if they were not kept."""
+    if left.attended.k_BKTD is not None or not torch.is_grad_enabled():
+        return left
+    if left.drew_random_numbers:
+        raise _would_differ(index)
+    call = attention_call(involvement.parts.layers[index], involvement.parts.architecture, x_BTE, left.arguments)
+    attended = replace(left.attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
+    return replace(left, attended=attended)
+
+
 def rows_of_exact_layer(
     involvement: Involvement,
     index: int,
-    rows_BGE: Tensor,
-    x_BTE: Tensor,
+    x_BGE: Tensor,
     y_BTE: Tensor,
     left: ExactLayer,
     row_arguments: Mapping[str, Any],
@@ -113,23 +123,18 @@ def rows_of_exact_layer(
     """The involved rows that leave a layer whose exact pass has been, with gradient.
 
     Args:
-        rows_BGE: those that enter it, with gradient.
-        x_BTE: all tokens that entered it.
+        x_BGE: those that enter it, with gradient.
         y_BTE: all tokens that left it.
+        left: with its keys and values.
     """
     if not torch.is_grad_enabled():
         return take_rows(y_BTE, selection.token_index_BG)
     layer, architecture, attended = involvement.parts.layers[index], involvement.parts.architecture, left.attended
-    if attended.k_BKTD is None:
-        if left.drew_random_numbers:
-            raise _would_differ(index)
-        call = attention_call(layer, architecture, x_BTE, left.arguments)
-        attended = replace(attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
     if left.drew_random_numbers:
         with attention_by(layer, architecture, lambda call: attention_over_new_keys(call, attended, selection)):
-            return involvement.layer_forwards[index](rows_BGE, **without_mask(row_arguments))
+            return involvement.layer_forwards[index](x_BGE, **without_mask(row_arguments))
     y_BGE = take_rows(y_BTE, selection.token_index_BG)
-    return replayed(involvement, index, rows_BGE, y_BGE, attended.at_rows(selection), row_arguments)
+    return replayed(involvement, index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
 
 
 def refuse_dropout(call: AttentionCall) -> None:

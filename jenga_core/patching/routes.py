@@ -40,6 +40,7 @@ from jenga_core.patching.exact_pass import (
     rows_of_exact_layer,
     run_and_replay,
     run_exactly,
+    with_keys,
 )
 from jenga_core.patching.involvement import Involvement
 
@@ -128,16 +129,18 @@ class Carried:
 
     def _rows_that_left(self, end_BTE: Tensor) -> Tensor:
         """The involved rows that left the exact layers, with gradient; each layer's other rows are let go at once."""
-        x_BTE = self._next_input(end_BTE)
-        rows_BGE = take_rows(x_BTE, self._selection.token_index_BG)
+        if self._inputs_in_host_memory is not None:
+            self._inputs_in_host_memory.let_go()
+        next_BTE = self._next_input(end_BTE)
+        rows_BGE = take_rows(next_BTE, self._selection.token_index_BG)
         for index in range(self.exact_from, self.exact_to):
-            left = self._left.pop(0)
-            y_BTE = self._next_input(end_BTE)
+            left = with_keys(self.involvement, index, next_BTE, self._left.pop(0))
+            del next_BTE
+            next_BTE = self._next_input(end_BTE)
             row_arguments = self._of_rows(left.arguments)
             rows_BGE = rows_of_exact_layer(
-                self.involvement, index, rows_BGE, x_BTE, y_BTE, left, row_arguments, self._selection
+                self.involvement, index, rows_BGE, next_BTE, left, row_arguments, self._selection
             )
-            x_BTE = y_BTE
         return rows_BGE
 
     def _next_input(self, end_BTE: Tensor) -> Tensor:
@@ -168,7 +171,8 @@ class PerLayer:
             return rows.put_back(_with_gradient(involvement, index, rows.take(), row_arguments, selection))
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)
         y_BTE, left = run_exactly(involvement, index, x_BTE, arguments)
-        rows_BGE = rows_of_exact_layer(involvement, index, rows_BGE, x_BTE, y_BTE, left, row_arguments, selection)
+        left = with_keys(involvement, index, x_BTE, left)
+        rows_BGE = rows_of_exact_layer(involvement, index, rows_BGE, y_BTE, left, row_arguments, selection)
         return put_rows(x_BTE + (y_BTE - x_BTE).detach(), rows_BGE, selection)
 
 
