@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-UNITS = ("bytes", "kB", "MB", "GB", "TB")
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(count: float | None) -> str:
-    """Decimal units, three digits: 640 MB, 1.28 GB; an unknown amount is a dash."""
+    """Binary units, as memory is sold, three digits: 640 MiB, 1.28 GiB; an unknown amount is a dash."""
     if count is None:
         return "-"
     unit = 0
-    while count >= 999.5 and unit < len(UNITS) - 1:
-        count, unit = count / 1000, unit + 1
+    while count >= 1023.5 and unit < len(UNITS) - 1:
+        count, unit = count / 1024, unit + 1
     return f"{count:.0f} {UNITS[unit]}" if unit == 0 else f"{float(f'{count:.3g}'):g} {UNITS[unit]}"
 
 

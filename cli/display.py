@@ -2,7 +2,7 @@
 
     ftjob-6f1c  running, finetune
     ━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━  412/900  46%  1 h 14 min, 1 h 27 min left
-    loss 1.833  ▇▆▆▄▃▃▂▂▁▁  held-out 1.881   9,664 tokens/s   activations 11.7 GB, 5.0x less than dense
+    loss 1.833  ▇▆▆▄▃▃▂▂▁▁  held-out 1.881   9,664 tokens/s   activations 10.9 GiB, 5.0x less than dense
 
 Where the output is no terminal there are no live lines, only the events. `jenga watch` fills a Snapshot from the
 service, `jenga train` from the trainer itself.

@@ -185,7 +185,7 @@ def _disk(settings: Settings) -> Finding:
     if free < NEEDED_BYTES:
         return Finding("disk", "fail", found, "free some, or move it with --data-dir")
     if free < ROOMY_BYTES:
-        return Finding("disk", "warn", found, "checkpoints and models of some GB will fill it")
+        return Finding("disk", "warn", found, "checkpoints and models of some GiB will fill it")
     if folder.exists() and folder.stat().st_mode & 0o077:
         return Finding("disk", "warn", f"{folder} can be read by others, and holds keys", f"chmod 700 {folder}")
     return Finding("disk", "ok", found)

@@ -29,7 +29,7 @@ def test_list(command_line: CommandLine) -> None:
     listed = command_line.run("list").stdout
     running = next(line for line in listed.splitlines() if line.startswith(seed.RUNNING)).split()
     assert running[1:5] == ["smollm2-135m", "running", "finetune", "7/12"]
-    assert "121 MB, 5.3x less" in listed and "no. 1 in the queue" in listed
+    assert "115 MiB, 5.3x less" in listed and "no. 1 in the queue" in listed
     assert [job["id"] for job in command_line.json("list", "--state", "failed")] == [seed.FAILED]
     assert len(command_line.json("list", "--limit", "2")) == 2
 

@@ -46,7 +46,7 @@ def test_everything_known_fits_a_terminal_of_a_hundred_columns() -> None:
     assert head.strip() == "ftjob-1  running, train predictors"
     assert bar.rstrip().endswith("3/12  25%  30 s, 1 min 15 s left") and len(bar) <= 100
     assert numbers.rstrip().split("   ") == [
-        "loss 1.500  █▁", "held-out 1.800", "9,664 tokens/s", "activations 11.7 GB, 5.0x less than dense",
+        "loss 1.500  █▁", "held-out 1.800", "9,664 tokens/s", "activations 10.9 GiB, 5.0x less than dense",
     ]  # fmt: skip
 
 
@@ -83,7 +83,21 @@ def test_the_outcome_in_a_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (640_300_000, "640 MB"), (1.28e9, "1.28 GB"), (None, "-")],
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (640_300_000, "611 MiB"),
+        (80 * 2**30, "80 GiB"),
+        (None, "-"),
+    ],
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (640_300_000, "611 MiB"),
+        (80 * 2**30, "80 GiB"),
+        (None, "-"),
+    ],
 )
 def test_sizes(count: float | None, words: str) -> None:
     assert amounts.size(count) == words

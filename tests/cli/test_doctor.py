@@ -65,7 +65,7 @@ def test_what_torch_says_is_asked_in_a_process_of_its_own() -> None:
 
 @pytest.mark.usefixtures("driver")
 def test_a_gpu_that_works() -> None:
-    assert doctor._driver(WELL).found == "NVIDIA H100 (85.9 GB), driver 580.95"
+    assert doctor._driver(WELL).found == "NVIDIA H100 (80 GiB), driver 580.95"
     findings = [doctor._driver(WELL), doctor._torch(WELL), doctor._kernels(WELL)]
     assert [finding.state for finding in findings] == ["ok", "ok", "ok"]
 

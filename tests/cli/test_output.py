@@ -13,7 +13,7 @@ JOB = "ftjob-qPW5sKAkVQSn8crq1zcpXNiL"
 def lines(width: int) -> list[str]:
     """A job as `jenga list` shows it."""
     rows = table("job", "model", "state!", "stage", "step>", "activations>?", "created!?")
-    rows.add_row(JOB, "smollm2-135m", "succeeded", "no. 1 in the queue", "412/900", "121 MB", "2026-07-07 12:12")
+    rows.add_row(JOB, "smollm2-135m", "succeeded", "no. 1 in the queue", "412/900", "115 MiB", "2026-07-07 12:12")
     console = Console(width=width, force_terminal=True, color_system=None)
     with console.capture() as shown:
         console.print(rows.fitted(console))

@@ -28,7 +28,7 @@ def test_a_terminal_shows_a_bar_loss_memory_and_speed(command_line: CommandLine,
     watched.expect(r"7/12  58%  1 min [1-5]\d s")  # step 1 was done 75 seconds ago, whenever the watching began
     watched.expect(r"loss 2\.\d+ ")
     watched.expect("431 tokens/s")
-    watched.expect(r"activations 121 MB, 5\.3x less than dense")
+    watched.expect(r"activations 115 MiB, 5\.3x less than dense")
     _succeed(database)
     watched.expect("12/12  100%")
     watched.expect("ft:smollm2-135m:seeded::done")

@@ -68,7 +68,7 @@ def test_the_list_follows_a_job_and_outlives_the_server(visit: Visit, server: Se
     expect(row).to_contain_text("finetune")
     expect(row).to_contain_text("7 / 12")
     expect(row).to_contain_text("2.2")
-    expect(row).to_contain_text("121 MB")
+    expect(row).to_contain_text("115 MiB")
     expect(row).to_contain_text("5.3\N{MULTIPLICATION SIGN} less")
     assert fits(page)
 
@@ -130,7 +130,7 @@ def test_a_job_shows_its_loss_memory_and_blocks(visit: Visit, database: Database
     expect(page.locator("#loss-chart .scatterlayer .trace")).to_have_count(3)
     expect(page.locator("#loss-summary")).to_contain_text("Held-out loss 2.500 at step 0, 2.354 at step 4.")
     expect(page.locator("#memory-summary")).to_have_text(
-        "Activations saved for backward: 121 MB instead of 640 MB (5.3\N{MULTIPLICATION SIGN} less)."
+        "Activations saved for backward: 115 MiB instead of 611 MiB (5.3\N{MULTIPLICATION SIGN} less)."
     )
     for bars in ("#memory-saved", "#memory-phases"):
         expect(page.locator(f"{bars} p")).to_have_text([re.compile("This job"), re.compile("Dense LoRA")])

@@ -17,13 +17,13 @@ export const words = (name) => name.replaceAll("_", " ");
 /** 12345 -> "12.3k": where space is short. */
 export const short = (value) => COMPACT.format(value);
 
-/** Decimal units, three digits: 640 MB, 1.28 GB. */
+/** Binary units, three digits: 640 MiB, 1.28 GiB. */
 export function bytes(value) {
   if (value === 0) return "0";
-  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
-  while (value >= 999.5 && unit < units.length - 1) {
-    value /= 1000;
+  while (value >= 1023.5 && unit < units.length - 1) {
+    value /= 1024;
     unit += 1;
   }
   return `${unit ? Number(value.toPrecision(3)) : value} ${units[unit]}`;
