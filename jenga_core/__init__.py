@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "JengaCallback": "jenga_core.finetuning.callback",
     "JengaConfig": "jenga_core.config",
     "apply_jenga": "jenga_core.patching.apply",
     "JengaHandle": "jenga_core.patching.apply",
 }
 
-__all__ = ["JengaConfig", "JengaHandle", "apply_jenga"]
+__all__ = ["JengaCallback", "JengaConfig", "JengaHandle", "apply_jenga"]
 
 
 def __getattr__(name: str) -> Any:

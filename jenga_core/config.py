@@ -15,6 +15,7 @@ gradient).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, Self, get_args
@@ -158,6 +159,23 @@ class LoraConfig(_Part):
     target_modules: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Names of the linear layers that get an adapter. None means those of attention: q_proj, k_proj, v_proj and o_proj,
     or what the architecture has in their place."""
+
+
+def default_entry_layer(layers: int, layer_types: Sequence[str] | None = None) -> int:
+    """Three fifths of the layers, and from there the first whose attention does not slide; that, if all do.
+
+    Args:
+        layer_types: as transformers names them, "full_attention" or "sliding_attention"; None: no layer slides.
+    """
+    entry = layers * 3 // 5
+    if layer_types is None:
+        return entry
+    return next((layer for layer in range(entry, layers) if layer_types[layer] == "full_attention"), entry)
+
+
+def kept_blocks(blocks: int, keep_fraction: float) -> int:
+    """n = ceil(keep_fraction x N) of a document of N blocks, at least 2 if it has so many."""
+    return min(max(math.ceil(blocks * keep_fraction - 1e-9), 2), blocks)  # 0.1 x 30 must give 3, not 4
 
 
 MAX_ROPE_FACTOR = 64

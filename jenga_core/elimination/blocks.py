@@ -61,6 +61,15 @@ class Blocks:
         is_first_BN[:, 1:] = self.document_of_block_BN[:, 1:] != self.document_of_block_BN[:, :-1]
         return is_first_BN
 
+    def position_in_document(self) -> Tensor:
+        """B x T int64: how many tokens of its document come before; of no meaning for padding."""
+        token_T = torch.arange(self.block_of_token_BT.shape[1], device=self.block_of_token_BT.device)
+        document_BT = self.document_of_block_BN.gather(1, self.block_of_token_BT.clamp(min=0))
+        document_BT = document_BT.masked_fill(self.block_of_token_BT < 0, -1)
+        starts_BT = torch.ones_like(document_BT, dtype=torch.bool)
+        starts_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+        return token_T - torch.where(starts_BT, token_T, 0).cummax(1).values
+
     def seen(self, reach_blocks: int | None = None) -> Tensor:
         """B x N x N bool: whether query block m sees key block n: m >= n in one document, at most `reach_blocks`
         apart."""

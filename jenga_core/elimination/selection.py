@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jenga_core.config import kept_blocks
 from jenga_core.elimination.blocks import Blocks
-from jenga_core.elimination.targets import most_wanted_blocks, wanted_blocks
+from jenga_core.elimination.targets import wanted_blocks
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def select(
     counts_B = kept_BT.sum(dim=1)
     if keep_fraction is not None and blocks.is_plain:
         # A bound that is reached unless a kept block is short: no reason to wait for a GPU to count.
-        longest = most_wanted_blocks(blocks.num_blocks, keep_fraction) * blocks.block_tokens
+        longest = kept_blocks(blocks.num_blocks, keep_fraction) * blocks.block_tokens
         G = min(longest, kept_BT.shape[1])
         is_everyone = kept_BT.shape[1] == G and not blocks.has_padding
     else:

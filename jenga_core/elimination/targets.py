@@ -15,8 +15,6 @@ Shapes   B batch, T tokens, N blocks
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -26,14 +24,9 @@ _MIXER = 0x9E3779B97F4A7C15 - 2**64  # odd, without a pattern in its bits; int64
 
 
 def wanted_blocks(document_of_block_BN: Tensor, keep_fraction: float) -> Tensor:
-    """n = ceil(keep_fraction x blocks of its document), at least 2; int64 B x N."""
+    """`kept_blocks` (config.py) of each block's document, but never less than 2; int64 B x N."""
     size_BN = (document_of_block_BN[:, :, None] == document_of_block_BN[:, None, :]).sum(dim=2)
-    return (size_BN.double() * keep_fraction - 1e-9).ceil().long().clamp(min=2)  # 0.1 x 30 must give 3, not 4
-
-
-def most_wanted_blocks(blocks: int, keep_fraction: float) -> int:
-    """n of a document of that many blocks, known without asking a GPU."""
-    return min(max(math.ceil(blocks * keep_fraction - 1e-9), 2), blocks)
+    return (size_BN.double() * keep_fraction - 1e-9).ceil().long().clamp(min=2)
 
 
 def target_blocks(
@@ -66,8 +59,8 @@ def target_blocks(
 
 def _fingerprint(targets_BT: Tensor, blocks: Blocks) -> Tensor:
     """A number in [0, 2^31) for each block's document that depends on all of its targets; int64 B x N."""
-    position_T = torch.arange(targets_BT.shape[1], device=targets_BT.device)
-    mixed_BT = (targets_BT + 1 + position_T * 0x10001) * _MIXER  # sums of int64 wrap, too: any order gives the same
+    position_BT = blocks.position_in_document()
+    mixed_BT = (targets_BT + 1 + position_BT * 0x10001) * _MIXER  # sums of int64 wrap, too: any order gives the same
     of_block_BN = torch.zeros_like(blocks.document_of_block_BN)
     is_real_BT = blocks.block_of_token_BT >= 0
     of_block_BN.scatter_add_(1, blocks.block_of_token_BT.clamp(min=0), ((mixed_BT >> 20) * _MIXER) * is_real_BT)

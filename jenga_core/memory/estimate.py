@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jenga_core.config import JengaConfig
+from jenga_core.config import JengaConfig, default_entry_layer, kept_blocks
 from jenga_core.errors import ConfigError
 
 ELEMENT_BYTES = {"cuda": 2, "cpu": 4}
@@ -50,6 +50,9 @@ adapters' input; q, attention out; k, v; the MLP's activation."""
 
 HEAD_NORMS = ("qwen3", "gemma3_text")
 """Model types that norm each head of q and k; a row with gradient leaves both as they were before, too."""
+
+FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3_text": 6}
+"""Of model types whose other layers' attention slides, where config.json does not say which."""
 
 ATTENTION_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"})
 """An adapter anywhere else is in the MLP, which is not lean then."""
@@ -140,6 +143,8 @@ class ModelShape:
     head_size: int
     vocabulary: int
     parameters: int
+    layer_types: tuple[str, ...] | None = None
+    """As transformers names them; None: no layer's attention slides."""
 
     @property
     def widths(self) -> Mapping[str, int]:
@@ -182,7 +187,10 @@ class ModelShape:
             tied = config.get("tie_word_embeddings", model_type in ("opt", "gemma2", "gemma3_text"))
             embeddings = vocabulary * hidden * (1 if tied else 2)
             parameters = embeddings + layers * (attention + mlp + 2 * hidden) + hidden
-        return cls(model_type, hidden, intermediate, layers, heads, kv_heads, head_size, vocabulary, parameters)
+        layer_types = _layer_types(config, model_type, layers)
+        return cls(
+            model_type, hidden, intermediate, layers, heads, kv_heads, head_size, vocabulary, parameters, layer_types
+        )
 
     @classmethod
     def from_folder(cls, folder: Path, *, parameters: int | None = None) -> ModelShape:
@@ -195,6 +203,16 @@ class ModelShape:
         if not isinstance(config, dict):
             raise ConfigError(f"{path} must hold a JSON object, got {type(config).__name__}")
         return cls.from_config(config, parameters=parameters)
+
+
+def _layer_types(config: Mapping[str, Any], model_type: str, layers: int) -> tuple[str, ...] | None:
+    """Named in the config, or every n-th full, as transformers reads older ones."""
+    if isinstance(named := config.get("layer_types"), list) and len(named) == layers:
+        return tuple(map(str, named))
+    every = config.get("sliding_window_pattern", FULL_ATTENTION_EVERY.get(model_type))
+    if not isinstance(every, int) or every < 1:
+        return None
+    return tuple("sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers))
 
 
 @dataclass(frozen=True)
@@ -354,7 +372,7 @@ def _kept_tokens(config: JengaConfig, batch_size: int) -> int:
     if not config.enabled:
         return tokens * batch_size
     block = config.selection.block_tokens
-    blocks = max(math.ceil(config.selection.keep_fraction * math.ceil(tokens / block)), 2)
+    blocks = kept_blocks(math.ceil(tokens / block), config.selection.keep_fraction)
     return min(blocks * block, tokens) * batch_size
 
 
@@ -441,9 +459,11 @@ def _layers(shape: ModelShape, config: JengaConfig) -> tuple[int, int, int]:
 
 
 def _entry_layer(shape: ModelShape, config: JengaConfig) -> int:
-    """The layer that chooses; three fifths of them by default (config.py)."""
+    """The layer that chooses."""
     entry = config.selection.entry_layer
-    return shape.layers * 3 // 5 if entry is None else min(entry, shape.layers)
+    if entry is None:
+        return default_entry_layer(shape.layers, shape.layer_types)
+    return min(entry, shape.layers)
 
 
 def _adapter_parameters(shape: ModelShape, config: JengaConfig) -> int:

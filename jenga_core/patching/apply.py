@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from jenga_core.config import JengaConfig, SelectionConfig
@@ -27,6 +30,7 @@ from jenga_core.errors import ConfigError
 from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
 from jenga_core.memory.offload import HostMemory
 from jenga_core.patching.attention_calls import without_masks
+from jenga_core.patching.forwards import Forward, Forwards, is_of_its_library, is_unobserved
 from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
 from jenga_core.patching.parts import Parts, parts_of
@@ -35,7 +39,13 @@ from jenga_core.patching.routes import Dense, Route, route_of
 from jenga_core.prediction.predictor import Predictors
 
 _EVERYTHING = SelectionConfig(keep_fraction=1.0, target_fraction=0.0, asked_by="all", loss_on="all")
+_OF_ANOTHER_LOSS, _MORE_THAN_A_LOSS = ("shift_labels", "ignore_index"), ("output_hidden_states", "output_attentions")
+_LOGGER = logging.getLogger(__name__)
 _NOT_FOR_THE_DECODER = frozenset({"labels", "num_items_in_batch", "logits_to_keep", "return_dict", "use_cache"})
+
+
+_HANDLES: WeakValueDictionary[int, JengaHandle] = WeakValueDictionary()
+"""Of patched models, by the id of each, which its handle keeps alive."""
 
 
 def apply_jenga(model: nn.Module, config: JengaConfig, predictors: Predictors | None = None) -> JengaHandle:
@@ -68,11 +78,11 @@ def apply_jenga(model: nn.Module, config: JengaConfig, predictors: Predictors | 
 
 def handle_of(model: nn.Module) -> JengaHandle | None:
     """The handle of a model that is patched, bare or inside a PeftModel; None of any other."""
-    return getattr(parts_of(model).causal_lm.forward, "_jenga_handle", None)
+    return _HANDLES.get(id(parts_of(model).causal_lm))
 
 
 class JengaHandle:
-    """The method inside one model."""
+    """The method inside one model, which keeps it alive."""
 
     def __init__(self, parts: Parts, config: JengaConfig) -> None:
         _check(parts, config)
@@ -93,10 +103,13 @@ class JengaHandle:
         """What the last training forward left to report on."""
         self._is_full = False
         self._layer_forwards = tuple(layer.forward for layer in parts.layers)
-        self._had_own_forward = {module: module.__dict__.get("forward") for module in (parts.causal_lm, *parts.layers)}
+        self._signature = inspect.signature(parts.causal_lm.forward)
+        self._has_warned = False
+        self._forwards = Forwards()
         for index, layer in enumerate(parts.layers):
-            layer.forward = self._patched_layer(index, layer.forward)
-        parts.causal_lm.forward = self._patched_causal_lm(parts.causal_lm.forward)
+            self._forwards.replace(layer, functools.partial(self._layer_forward, index))
+        self._forwards.replace(parts.causal_lm, self._causal_lm_forward)
+        _HANDLES[id(parts.causal_lm)] = self
 
     def report(self) -> JengaReport:
         """What the last training forward did."""
@@ -186,12 +199,8 @@ class JengaHandle:
 
     def undo(self) -> None:
         """Give the model its own forwards back. Harmless when repeated."""
-        for module, own_forward in self._had_own_forward.items():
-            if own_forward is not None:
-                module.forward = own_forward
-            else:
-                module.__dict__.pop("forward", None)
-        self._had_own_forward = {}
+        self._forwards.undo()
+        _HANDLES.pop(id(self.parts.causal_lm), None)
         if self._lean_modules is not None:
             self._lean_modules.undo()
 
@@ -199,31 +208,33 @@ class JengaHandle:
         if self._lean_modules is not None:
             self._lean_modules.begin_step(active=lean)
 
-    def _patched_layer(self, index: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @functools.wraps(forward)
-        def patched(hidden_states: Tensor, *args: Any, jenga_route: Route | None = None, **kwargs: Any) -> Tensor:
-            if jenga_route is None:
-                return forward(hidden_states, *args, **kwargs)
-            assert not args, "transformers passes layer arguments by name"
-            return jenga_route.through_layer(index, hidden_states, kwargs)
+    def _layer_forward(
+        self, index: int, forward: Forward, *args: Any, jenga_route: Route | None = None, **kwargs: Any
+    ) -> Any:
+        if jenga_route is None:
+            return forward(*args, **kwargs)
+        (hidden_states,) = args  # transformers passes a layer's other arguments by name
+        return jenga_route.through_layer(index, hidden_states, kwargs)
 
-        return patched
+    def _causal_lm_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        given = self._signature.bind(*args, **kwargs).arguments
+        given = {**given, **given.pop("kwargs", {})}
+        learns = self.parts.causal_lm.training and given.get("labels") is not None
+        if not learns or self._is_plain:
+            if self.parts.causal_lm.training and torch.is_grad_enabled() and not self._is_plain:
+                self._warn_of_no_labels()
+            self._begin_step(lean=False)
+            return forward(*args, **kwargs)
+        output = self._training_forward(given)
+        return output.to_tuple() if given.get("return_dict") is False else output
 
-    def _patched_causal_lm(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(forward)
-
-        @functools.wraps(forward)
-        def patched(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs).arguments
-            given = {**given, **given.pop("kwargs", {})}
-            learns = self.parts.causal_lm.training and given.get("labels") is not None
-            if not learns or self._is_plain:
-                self._begin_step(lean=False)
-                return forward(*args, **kwargs)
-            return self._training_forward(given)
-
-        patched._jenga_handle = self  # type: ignore[attr-defined]
-        return patched
+    def _warn_of_no_labels(self) -> None:
+        if not self._has_warned:
+            _LOGGER.warning(
+                "a forward in train mode has no labels, so the model computes it densely, as its own; pass them to the "
+                "model (transformers' Trainer takes them away for label smoothing)"
+            )
+        self._has_warned = True
 
     def run(self, given: Mapping[str, Any], selection: SelectionConfig | None) -> tuple[Tensor, Involvement]:
         """The decoder's output under a selection: the hidden rows that meet `involvement.loss_targets()`.
@@ -290,11 +301,15 @@ class JengaHandle:
                 "everything; load the model in bfloat16 and train it without autocast, or use recompute='full'",
                 param="jenga.recompute",
             )
+        self._check_the_loss(given)
         hidden, involvement = self.run(given, selection)
-        kept_targets = involvement.loss_targets()
+        kept_targets, weight = involvement.loss_targets(), self.parts.head.weight
+        if torch.is_autocast_enabled(hidden.device.type):  # as it would cast the head's product
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
         loss = segmented_cross_entropy(
             hidden,
-            self.parts.head.weight,
+            weight,
             kept_targets,
             segment_tokens=self.config.loss.segment_tokens,
             softcap=self.parts.logit_softcap,
@@ -307,10 +322,35 @@ class JengaHandle:
             self.last = involvement
         return CausalLMOutputWithPast(loss=loss)
 
+    def _check_the_loss(self, given: Mapping[str, Any]) -> None:
+        """Raise ConfigError where the model's own forward would compute another loss, or more than a loss."""
+        for name in (*_OF_ANOTHER_LOSS, *_MORE_THAN_A_LOSS):
+            if given.get(name) is not None and given[name] is not False:
+                does = "takes the next token's loss" if name in _OF_ANOTHER_LOSS else "gives the loss alone"
+                raise ConfigError(f"{name} is given, but training with Jenga {does}; leave it out", param=name)
+        causal_lm = self.parts.causal_lm
+        if causal_lm.loss_function is not ForCausalLMLoss:
+            raise ConfigError(
+                f"the model's loss_function is {causal_lm.loss_function!r}, but Jenga computes transformers' own "
+                "cross entropy for causal language models, in segments"
+            )
+        if not is_unobserved(self.parts.head):
+            raise ConfigError(
+                "the language-model head has a hook or a forward of somebody's, which the loss in segments would pass "
+                "by; take it away while the model trains"
+            )
+
 
 def _check(parts: Parts, config: JengaConfig) -> None:
-    if hasattr(parts.causal_lm.forward, "_jenga_handle"):
+    if id(parts.causal_lm) in _HANDLES:
         raise ConfigError("the model is patched already; call undo() on its handle first")
+    changes_the_model = config.enabled or config.fused or config.recompute != "none" or config.attention_group_tokens
+    if changes_the_model and not is_of_its_library(parts.causal_lm):
+        forward = parts.causal_lm.forward
+        raise ConfigError(
+            f"the model's forward is {forward.__module__}.{forward.__qualname__}, which training with Jenga would "
+            "bypass; apply Jenga to the model as transformers makes it, and wrap it afterwards"
+        )
     if config.recompute == "mlp" and not config.fused:
         raise ConfigError(
             "recompute='mlp' is done by the fused MLP; leave fused at True, or use recompute='full'",

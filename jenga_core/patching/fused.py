@@ -7,9 +7,10 @@
     attention with q, k, v, rotary and o         fused_attention.py, layers/rotary.py
 
 Lean means: the same function and the same gradients to within rounding, less kept for backward, fewer passes over
-memory. A module is recognised by the qualified name of its class. Any other, and any call that the lean form does not
-cover (autocast, a weight that is trained, a hook on a module that it would pass by, dropout, an adapter that is merged
-or not alone), is left to the module itself, and so is every call while the model does not train.
+memory. A module is recognised by the qualified name of its class, where its forward is the one that its library ships.
+Any other, and any call that the lean form does not cover (autocast, a weight that is trained, a hook on a module that
+it would pass by, dropout, an adapter that is merged or not alone), is left to the module itself, and so is every call
+while the model does not train.
 
 The forward of an instance is replaced, never that of a class; parameters and state stay as they are.
 """
@@ -29,9 +30,10 @@ from jenga_core.layers.gated_mlp import gated_mlp
 from jenga_core.layers.lora_linear import Casts, lora_linear
 from jenga_core.layers.relu_linear import is_relu, relu_linear
 from jenga_core.layers.rms_norm import rms_norm
+from jenga_core.patching.forwards import Forward, Forwards, is_of_its_library, is_unobserved
 from jenga_core.patching.fused_attention import class_name, lean_attention
 from jenga_core.patching.parts import Parts
-from jenga_core.patching.projections import LEAN, is_unobserved, projection_of
+from jenga_core.patching.projections import projection_of
 
 _RMS_NORMS: Mapping[str, tuple[str, float]] = {
     "llama.modeling_llama.LlamaRMSNorm": ("variance_epsilon", 0.0),
@@ -67,7 +69,7 @@ _ACTIVATIONS: Mapping[str, str] = {
     "transformers.activations.GELUTanh": "gelu_tanh",
 }
 
-Forward = Callable[..., Any]
+Lean = Callable[..., Any]
 """Returns NotImplemented for a call that must be left to the module."""
 
 
@@ -80,8 +82,7 @@ class Fused:
         self._casts = Casts()
         self.recompute_mlp = recompute_mlp
         """Gated MLPs keep only their input for backward, and make gate and up again there."""
-        self.modules: dict[nn.Module, Forward | None] = {}
-        """Those that have a lean form, and the forward that the instance had of its own."""
+        self._forwards = Forwards()
         for module in parts.decoder.modules():
             lean = self._lean_form(module)
             if lean is not None:
@@ -100,16 +101,16 @@ class Fused:
         self.active = active
         self._casts.begin_step()
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """Those that have a lean form."""
+        return self._forwards.modules
+
     def undo(self) -> None:
         """Give every module its own forward back. Harmless when repeated."""
-        for module, own in self.modules.items():
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = own
-        self.modules = {}
+        self._forwards.undo()
 
-    def _lean_form(self, module: nn.Module) -> Forward | None:
+    def _lean_form(self, module: nn.Module) -> Lean | None:
         name = class_name(module)
         if type(module) is LoraLayer:
             return functools.partial(_lora, module, self._casts)
@@ -120,27 +121,26 @@ class Fused:
             return functools.partial(self._mlp, module)
         return lean_attention(name, module, self._casts)
 
-    def _replace(self, module: nn.Module, lean: Forward) -> None:
-        forward = module.forward
-        self.modules[module] = module.__dict__.get("forward")
+    def _replace(self, module: nn.Module, lean: Lean) -> None:
+        """Not where somebody else's forward is in place: it may compute anything."""
+        if not is_of_its_library(module):
+            return
 
-        @functools.wraps(forward)
-        def either(*args: Any, **kwargs: Any) -> Any:
+        def either(forward: Forward, *args: Any, **kwargs: Any) -> Any:
             if self.active and module.training:
                 result = lean(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
             return forward(*args, **kwargs)
 
-        setattr(either, LEAN, self.modules[module] is None)
-        module.forward = either
+        self._forwards.replace(module, either, is_lean=True)
 
     def _mlp(self, module: nn.Module, x: Tensor) -> Any:
         found = _frozen_mlp(module, x)
         if found is None:
             return NotImplemented
         activation, weights = found
-        ends_layer = class_name(module) not in _NORMED_MLPS
+        ends_layer = class_name(module) not in _NORMED_MLPS and is_unobserved(module)
         return gated_mlp(x, *weights, activation=activation, recompute=self.recompute_mlp, ends_layer=ends_layer)
 
     def _check_mlps(self, parts: Parts) -> None:

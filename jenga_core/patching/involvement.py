@@ -90,6 +90,8 @@ class Involvement:
                 "packed documents attend to each other; leave attention_mask out",
                 param="attention_mask",
             )
+        if self.blocks.has_padding:  # which predicts nothing, whatever label comes after it
+            self.targets_BT = targets_BT = targets_BT.masked_fill(self.blocks.block_of_token_BT < 0, IGNORE)
         has_label_BT = targets_BT != IGNORE
         self.has_many_labels = is_full or (
             count_labels(targets_BT, parts.head.weight.shape[0]) >= _MANY_LABELS * targets_BT.numel()

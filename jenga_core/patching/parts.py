@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from jenga_core.config import default_entry_layer
 from jenga_core.errors import UnsupportedModelError
 from jenga_core.patching.architectures import Architecture, architecture_of
 
@@ -25,18 +26,29 @@ class Parts:
     """Its last hidden state is what the head takes: after the last norm, and projected where the model does that."""
 
     layers: tuple[nn.Module, ...]
-    head: nn.Linear
     logit_softcap: float | None
     """Logits z are used as cap x tanh(z / cap)."""
 
     architecture: Architecture
 
     @property
+    def head(self) -> nn.Linear:
+        """The language-model head, as it is now: it may be resized or adapted after the model was patched. Raises
+        UnsupportedModelError for what the loss cannot take apart."""
+        head = self.causal_lm.get_output_embeddings()
+        if type(head) is not nn.Linear or head.bias is not None:
+            kind = type(head)
+            found = "one with a bias" if kind is nn.Linear else f"{kind.__module__}.{kind.__qualname__}"
+            raise UnsupportedModelError(
+                f"the language-model head must be a plain torch.nn.Linear without bias, got {found}; leave it out of "
+                "the adapter's target modules and of modules_to_save"
+            )
+        return head
+
+    @property
     def default_entry_layer(self) -> int:
-        """Three fifths of the layers, and from there the first whose attention does not slide; that, if all do."""
-        entry = len(self.layers) * 3 // 5
-        kinds = getattr(self.causal_lm.config, "layer_types", None) or ["full_attention"] * len(self.layers)
-        return next((layer for layer in range(entry, len(self.layers)) if kinds[layer] == "full_attention"), entry)
+        """The layer that chooses where the config names none."""
+        return default_entry_layer(len(self.layers), getattr(self.causal_lm.config, "layer_types", None))
 
     def slides_within(self, tokens: int) -> bool:
         """Whether some layer's window is narrower than that."""
@@ -56,22 +68,17 @@ def parts_of(model: nn.Module) -> Parts:
         )
     config = causal_lm.config
     architecture = architecture_of(config.model_type)
-    head = causal_lm.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
-        raise UnsupportedModelError(
-            f"the language-model head must be a plain nn.Linear without bias, got {type(head).__name__}; "
-            "leave it out of the adapter's target modules"
-        )
     _check(config)
     decoder = causal_lm.get_decoder()
-    return Parts(
+    parts = Parts(
         causal_lm=causal_lm,
         decoder=decoder,
         layers=tuple(getattr(decoder, architecture.layers)),
-        head=head,
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         architecture=architecture,
     )
+    parts.head  # noqa: B018 - raises
+    return parts
 
 
 def _check(config: Any) -> None:

@@ -12,9 +12,7 @@ from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 
 from jenga_core.layers.lora_linear import Adapter, Projection
-
-LEAN = "jenga_lean"
-"""Attribute of a forward that stands in an instance for that of its class; computes the same."""
+from jenga_core.patching.forwards import is_unobserved
 
 
 def projection_of(linear: nn.Module, x: Tensor) -> Projection | None:
@@ -30,14 +28,6 @@ def projection_of(linear: nn.Module, x: Tensor) -> Projection | None:
     if is_trained or base.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
         return None
     return Projection(base.weight, base.bias, adapter)
-
-
-def is_unobserved(module: nn.Module) -> bool:
-    """Whether nobody notices that the module is not called: it has no hook, and the forward of its class or a lean
-    one."""
-    own = module.__dict__.get("forward")
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and (own is None or getattr(own, LEAN, False))
 
 
 def _adapter_of(linear: Any) -> Adapter | None:

@@ -87,6 +87,8 @@ class Carried:
         self.exact_from = 0 if config.below_entry == "forward_only" else involvement.entry_layer
         self.exact_to = involvement.entry_layer if config.unselected == "eliminated" else involvement.num_layers
         self._left: list[ExactLayer] = []
+        self._passed_on: Tensor | None = None
+        """What the last exact layer handed to the next."""
         self._inputs_in_host_memory = None if involvement.host is None else HostMemory()
         self._entry_BTE: Tensor | None = None
         self._row_arguments: _RowArguments | None = None
@@ -100,8 +102,16 @@ class Carried:
             involvement.selection_at(index, x_BxE, arguments)
         if index < self.exact_from:
             return _with_gradient(involvement, index, x_BxE, arguments)
+        if self._passed_on is not None and x_BxE is not self._passed_on:
+            raise ConfigError(
+                f"what layer {index - 1} computed was changed before it came to layer {index}, by a hook perhaps; the "
+                "gradient would not know of it: take the hook away, or use below_entry='involved' and "
+                "unselected='eliminated'"
+            )
+        self._passed_on = None
         if index < self.exact_to:
             y_BTE, left = run_exactly(involvement, index, x_BxE, arguments)
+            self._passed_on = None if is_last else y_BTE
             if self._inputs_in_host_memory is not None:
                 left = left.in_host_memory(self._inputs_in_host_memory)
             self._left.append(left)

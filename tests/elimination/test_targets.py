@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -112,3 +113,27 @@ def test_targets_fit_into_the_selection(data: st.DataObject) -> None:
                 assert (kept[row] | ~chosen[row] | ~of_document).all()
                 labels = blocks.any_token(has_label)[row][of_document]
                 assert bool(chosen[row][of_document].any()) == bool(labels.any())
+
+
+def test_targets_do_not_depend_on_where_a_document_lies() -> None:
+    """On the right or left of padding, or behind another one: the same run of its blocks in every epoch."""
+    document = torch.randint(0, 1000, (1, 80), generator=torch.Generator().manual_seed(5))
+    pad = torch.full((1, 13), -100)
+    other = torch.randint(0, 1000, (1, 24), generator=torch.Generator().manual_seed(6))
+    positions = torch.cat([torch.arange(24), torch.arange(80)])[None]
+
+    def chosen(targets: torch.Tensor, start: int, **where: Any) -> list[list[bool]]:
+        blocks = split_into_blocks(*targets.shape, block_tokens=8, **where)
+        found = [
+            target_blocks(targets, targets != -100, blocks, keep_fraction=0.4, target_fraction=0.5, epoch=epoch)
+            for epoch in range(5)
+        ]
+        return [each[0, start : start + 10].tolist() for each in found]
+
+    alone = chosen(document, 0)
+    assert sum(map(sum, alone)) == 10
+    right = torch.cat([document, pad], dim=1)
+    left = torch.cat([pad, document], dim=1)
+    assert chosen(right, 0, attention_mask_BT=(right != -100)) == alone
+    assert chosen(left, 0, attention_mask_BT=(left != -100)) == alone
+    assert chosen(torch.cat([other, document], dim=1), 3, position_ids=positions) == alone

@@ -321,3 +321,37 @@ def test_fewer_mlp_rows_save_above_the_entry_layer_alone() -> None:
     )
     rows = math.ceil(0.4 * 128) * 64
     assert whole - quarter == pytest.approx(0.75 * 2 * 2 * 14336 * rows, rel=1e-6)
+
+
+@pytest.mark.parametrize("layers", [6, 26, 34, 48])
+@pytest.mark.parametrize("named", [True, False])
+def test_the_layer_that_chooses_is_the_models(layers: int, named: bool) -> None:
+    """Sliding layers do not choose, whether config.json names them or transformers works them out."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    from jenga_core.patching.parts import parts_of
+
+    config = Gemma3TextConfig(
+        vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4,
+    )  # fmt: skip
+    entry = parts_of(Gemma3ForCausalLM(config)).default_entry_layer
+    written = config.to_dict()
+    if not named:
+        written.pop("layer_types")
+    shape = ModelShape.from_config(written)
+
+    def needed(**selection: int) -> int:
+        return estimate(
+            shape, JengaConfig.parse({"context_length_tokens": 4096, "selection": selection})
+        ).expected_bytes
+
+    assert needed() == needed(entry_layer=entry)
+    assert needed() not in {needed(entry_layer=other) for other in range(1, layers) if other != entry}
+
+
+def test_rounding_keeps_no_block_more() -> None:
+    rounded, below = (
+        estimate(SHAPE, config(context_length_tokens=6400, keep_fraction=fraction)) for fraction in (0.07, 0.0699)
+    )
+    assert rounded == below

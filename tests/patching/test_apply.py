@@ -52,7 +52,7 @@ def test_what_a_supported_model_may_not_do(model_type: str, setting: dict[str, A
 def test_a_head_that_is_not_a_plain_linear_is_refused() -> None:
     model = tiny_model()
     model.lm_head = nn.Linear(32, 256, bias=True)
-    with pytest.raises(UnsupportedModelError, match=r"plain nn\.Linear without bias"):
+    with pytest.raises(UnsupportedModelError, match=r"plain torch\.nn\.Linear without bias, got one with a bias"):
         apply_jenga(model, JengaConfig.preset("jenga"))
 
 

@@ -225,3 +225,20 @@ def test_offload_changes_where_things_wait_and_no_gradient(model_type: str, chan
     for without, with_offload in zip(*gradients, strict=True):
         assert torch.equal(without, with_offload)
     assert kept_bytes[1] < kept_bytes[0] / 2
+
+
+@pytest.mark.parametrize("preset", ["lora", "jenga"])
+def test_autocast_on_a_bfloat16_model_with_float32_norms(preset: str) -> None:
+    """What preparing a model for training in few bits makes of it."""
+    model = with_adapter(tiny_model().bfloat16())
+    for name, module in model.named_modules():
+        if "norm" in name:
+            module.float()
+    batch = tiny_batch(batch=1, padded=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(**batch).loss
+        apply_jenga(model, JengaConfig.preset(preset, keep_fraction=1.0))
+        loss = model(**batch).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)

@@ -353,3 +353,29 @@ def test_saved_activations_fall_with_the_kept_fraction() -> None:
         assert saved_bytes[name, 0.2] < saved_bytes[name, 0.5] < saved_bytes[name, 1.0]
     per_layer = "gradient-only per layer"
     assert saved_bytes[per_layer, 0.2] < 0.6 * saved_bytes[per_layer, 1.0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"preset": "lora"},
+        {"preset": "lora", "recompute": "full"},
+        {"preset": "longlora", "attention_group_tokens": 1000},
+        {"keep_fraction": 1.0},
+        {"keep_fraction": 1.0, "selection": {"loss_on": "all"}},
+        {"keep_fraction": 1.0, "selection": {"scope": "per_layer", "loss_on": "all"}},
+    ],
+    ids=str,
+)
+def test_padding_predicts_nothing_even_where_a_label_follows(config: dict[str, Any]) -> None:
+    model, batch = tiny_model(), tiny_batch(batch=2, tokens=40, padded=False)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, :11] = 0
+    labels = batch["labels"].clone()
+    labels[1, :11] = -100
+    expected_labels = labels.clone()
+    expected_labels[1, 11] = -100  # the first real token, which only padding could predict
+    expected = model(input_ids=batch["input_ids"], attention_mask=mask, labels=expected_labels).loss
+    apply_jenga(model, JengaConfig.parse(config))
+    loss = model(input_ids=batch["input_ids"], attention_mask=mask, labels=labels).loss
+    assert torch.allclose(loss, expected, atol=1e-5)

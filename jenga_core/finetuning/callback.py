@@ -1,0 +1,21 @@
+"""For transformers' own Trainer, where the model is patched by hand: `Trainer(..., callbacks=[JengaCallback(handle)])`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from jenga_core.patching.apply import JengaHandle
+
+
+class JengaCallback(TrainerCallback):
+    """Tells the handle how often the data was seen. Targets move on with it: without, every epoch learns from the same
+    tokens."""
+
+    def __init__(self, handle: JengaHandle) -> None:
+        self.handle = handle
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """The Trainer calls it; a resumed run begins with the epoch that it was in."""
+        self.handle.epoch = int(state.epoch or 0)
