@@ -105,25 +105,34 @@ def pool_columns(
 
 
 def mean_by_distance(scores_BNN: Tensor, blocks: Blocks, reach_blocks: int | None = None) -> Tensor:
-    """E_{m-n} for each pair, float32 B x N x N, above 0: the mean over the sequence's pairs that lie as far apart.
+    """E_{m-n} for each pair, float32 B x N x N, above 0: the mean over the document's pairs that lie as far apart.
 
     The first block of a document, the attention sink, is asked by all from everywhere; it has no part in the means.
     Where that leaves nothing, or nothing but zeros, the mean reads 1.
     """
     N = scores_BNN.shape[1]
     counts_BNN = blocks.seen(reach_blocks) & ~blocks.is_first_of_document()[:, None, :]
-    means_BN = _diagonal_sums(scores_BNN * counts_BNN) / _diagonal_sums(counts_BNN.float()).clamp(min=1)
+
+    def sums(values_BNN: Tensor) -> Tensor:
+        """Over the queries of a document, B x N (query) x N (distance)."""
+        if blocks.is_plain:
+            return _by_distance(values_BNN).sum(dim=1, keepdim=True).expand(-1, N, -1)
+        document_BN = blocks.document_of_block_BN
+        same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
+        return same_BNN.float() @ _by_distance(values_BNN)
+
+    means_BNN = sums(scores_BNN * counts_BNN) / sums(counts_BNN.float()).clamp(min=1)
     block_N = torch.arange(N, device=scores_BNN.device)
     distance_NN = (block_N[:, None] - block_N).clamp(min=0)
-    return torch.where(means_BN > 0, means_BN, 1.0)[:, distance_NN]
+    return torch.where(means_BNN > 0, means_BNN, 1.0).gather(2, distance_NN.expand_as(scores_BNN))
 
 
-def _diagonal_sums(values_BNN: Tensor) -> Tensor:
-    """B x N: the sum over the pairs (m, n) with m - n = d, for d = 0 .. N-1.
+def _by_distance(values_BNN: Tensor) -> Tensor:
+    """B x N x N: the value of the pair (m, m - d) at [m, d], for d = 0 .. m; 0 beyond.
 
     Rows are shifted against each other by writing them N wide and reading them 2N - 1 wide, so that a diagonal becomes
     a column: no atomics, and a GPU gives the same bits every time.
     """
     N = values_BNN.shape[1]
     wide = torch.nn.functional.pad(values_BNN.flip(2), (0, N)).flatten(1)[:, : N * (2 * N - 1)]
-    return wide.view(-1, N, 2 * N - 1).sum(dim=1)[:, N - 1 :]
+    return wide.view(-1, N, 2 * N - 1)[:, :, N - 1 :]

@@ -91,3 +91,19 @@ def test_only_those_who_ask_count(column: Any) -> None:
     changed[0, 3:] = 0  # what the others ask has no part in it, but for what is usual at a distance
     if column != "relative":
         assert torch.equal(pool_columns(changed, blocks, column, asking_BN=asking), of_block_2)
+
+
+def test_what_is_usual_at_a_distance_is_the_documents_own() -> None:
+    """Packed behind another, a document's blocks score as they do alone."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(1, 9, 9, generator=generator)
+    packed = split_into_blocks(
+        1, 36, block_tokens=4, position_ids=torch.cat([torch.arange(12), torch.arange(24)])[None]
+    )
+    assert packed.document_of_block_BN.tolist() == [[0, 0, 0, 1, 1, 1, 1, 1, 1]]
+    for column in ("sum", "mean", "relative"):
+        found = pool_columns(scores, packed, column)[0]  # type: ignore[arg-type]
+        for start, end in ((0, 3), (3, 9)):
+            alone = split_into_blocks(1, 4 * (end - start), block_tokens=4)
+            expected = pool_columns(scores[:, start:end, start:end], alone, column)[0]  # type: ignore[arg-type]
+            torch.testing.assert_close(found[start:end], expected)
