@@ -84,7 +84,8 @@ class SelectionConfig(_Part):
     column: Column = "relative"
     """How a key block's scores are pooled over the query blocks that can see it. `sum` is the paper's; it favours early
     blocks, which more queries can see. `mean` divides that advantage away, and favours late ones, which are near to all
-    that see them. `relative` divides each score by what is usual at its distance in its document, and favours neither."""
+    that see them. `relative` divides each score by what is usual in its document at its distance, and favours
+    neither."""
 
     asked_by: Literal["targets", "all"] = "targets"
     """The query blocks whose asking counts. `targets`: those that are learnt from, so that context is what the loss

@@ -1,4 +1,4 @@
-"""For transformers' own Trainer, where the model is patched by hand: `Trainer(..., callbacks=[JengaCallback(handle)])`."""
+"""For transformers' own Trainer on a model that was patched by hand: `callbacks=[JengaCallback(handle)]`."""
 
 from __future__ import annotations
 

@@ -64,18 +64,17 @@ def test_relative_scores_forget_distance_and_keep_content() -> None:
 
 
 def test_the_mean_at_a_distance_is_over_the_pairs_that_see_each_other() -> None:
-    """Against a loop; two packed documents, and a window of two blocks back."""
+    """Against a loop; two packed documents, each by itself, and a window of two blocks back."""
     positions = torch.tensor([[*range(7), *range(4)]])
     blocks = split_into_blocks(1, 11, block_tokens=1, position_ids=positions)
     scores = torch.rand(1, 11, 11, generator=torch.Generator().manual_seed(0))
     means = mean_by_distance(scores, blocks, reach_blocks=2)
-    for distance in range(3):
-        pairs = [
-            float(scores[0, n + distance, n])
-            for n in range(11 - distance)
-            if n not in (0, 7) and (n < 7) == (n + distance < 7)
-        ]
-        assert float(means[0, 5 + distance, 5]) == pytest.approx(sum(pairs) / len(pairs))
+    for start, end in ((0, 7), (7, 11)):
+        for distance in range(3):
+            pairs = [float(scores[0, n + distance, n]) for n in range(start + 1, end - distance)]
+            expected = sum(pairs) / len(pairs) if pairs else 1.0
+            for n in range(start, end - distance):
+                assert float(means[0, n + distance, n]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("column", ["sum", "mean", "relative"])
