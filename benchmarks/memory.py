@@ -119,7 +119,8 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
     except torch.OutOfMemoryError as error:
         return {"out_of_memory": str(error).split(". GPU")[0]}
-    return {"peak_bytes": peak_bytes(device)}
+    pinned = torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0) if device.type == "cuda" else 0
+    return {"peak_bytes": peak_bytes(device), "pinned_bytes": pinned}
 
 
 def main(argv: list[str]) -> int:
@@ -160,8 +161,13 @@ def measure_all(
     The largest go first, and the next that fits into the room beside those that run is started; one that fits into
     none of it runs alone.
     """
-    needs = [(CONTEXT_BYTES + predict(case, device_kind)["high_bytes"], case) for case in cases]
-    waiting = sorted(needs, key=lambda entry: -entry[0])
+
+    def size(case: Case) -> int:
+        if case.get("config", {}).get("offload"):
+            return room_bytes  # alone: the host's memory is one, too
+        return CONTEXT_BYTES + int(predict(case, device_kind)["high_bytes"])
+
+    waiting = sorted(((size(case), case) for case in cases), key=lambda entry: -entry[0])
     running: dict[Future[dict[str, Any]], tuple[int, Case]] = {}
     with ThreadPoolExecutor() as pool:
         while waiting or running:

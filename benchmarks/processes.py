@@ -2,16 +2,18 @@
 
 A server process imports PyTorch, transformers and PEFT once, and never opens the GPU. Every measurement is a fork of
 it, so nothing of another is in its memory or on its GPU, and it begins within a second. Of our own code it imports what
-it needs itself: a baseline runs without.
+it needs itself: a baseline runs without. The server keeps the environment in which the first measurement began. A
+program that measures so must be guarded by `if __name__ == "__main__"`: its module is imported by every fork.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -50,22 +52,33 @@ def measured_apart(
     here, there = _CONTEXT.Pipe(duplex=False)
     variables = {"PYTORCH_CUDA_ALLOC_CONF": ALLOCATOR, **environment.only_gpu(gpu)}
     process = _CONTEXT.Process(target=_measure, args=(there, variables, measure, arguments), daemon=True)
-    process.start()
+    with _REAPING:
+        process.start()
     there.close()
     try:
         if not here.poll(seconds):
             raise TimeoutError(f"not done after {seconds:.0f} s")
         found, words = here.recv()
     except EOFError:
-        process.join()
+        _reap(process)
         raise Failed(f"the process died with exit status {process.exitcode}") from None
     finally:
         process.kill()  # it has nothing left to do but to end
-        process.join()
+        _reap(process)
         here.close()
     if found is None:
         raise Failed(words)
     return dict(found)
+
+
+_REAPING = threading.Lock()
+"""Who starts a process asks after all others, and of two threads that ask after one, one does not hear how it ended."""
+
+
+def _reap(process: Any) -> None:
+    wait([process.sentinel])
+    with _REAPING:
+        process.join()
 
 
 def _measure(

@@ -31,7 +31,7 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
         )
     devices = select(Device).where(Device.uuid.in_(leases.held_by(session, job.id)), Device.kind == "cuda")
     capacity_bytes = min((device.memory_bytes for device in session.scalars(devices)), default=None)
-    if capacity_bytes is None:
+    if capacity_bytes is None or told.peak_bytes is None:
         return told.message
     try:
         shape = ModelShape.from_folder(registry.folder_of(settings, registry.get(session, job.model)))
@@ -49,10 +49,14 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
     )
 
 
-def smaller(job: Job) -> dict[str, Any] | None:
-    """The config to start with once more; None when the policy, an earlier retry or the config itself forbids it."""
-    changed = {**job.config, "recompute": "full", "offload": True}
-    if job.oom_policy != "shrink" or job.shrunk or changed == job.config:
+def smaller(job: Job, told: ErrorMessage | None) -> dict[str, Any] | None:
+    """The config to start with once more; None when the policy, an earlier retry or the config itself forbids it.
+
+    What no longer fits a GPU may wait in the host's memory; when that ran out, it may not.
+    """
+    on_a_gpu = told is not None and told.peak_bytes is not None
+    changed = {**job.config, "recompute": "full", "offload": on_a_gpu}
+    if job.oom_policy != "shrink" or job.shrunk or changed == {"recompute": "none", "offload": False, **job.config}:
         return None
     try:
         JengaConfig.parse(changed)

@@ -117,14 +117,15 @@ def _goes_on_from(session: Session, job: Job) -> str:
 
 
 def _out_of_memory(session: Session, wishes: Wishes, settings: Settings, job: Job, ending: Ending) -> None:
-    """Never tried again as it was. `oom_policy` "shrink" starts it once more with recompute on."""
+    """Never tried again as it was. `oom_policy` "shrink" starts it once more with less."""
     assert job.lease_token is not None
     message = out_of_memory.explain(session, settings, job, ending.error)
-    smaller = out_of_memory.smaller(job)
+    smaller = out_of_memory.smaller(job, ending.error)
     if smaller is None or wishes.state is not JobState.RUNNING:
         fail(session, job, ErrorMessage(code="out_of_memory", message=message))
         return
-    told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with recompute='full' and offload"
+    changes = "recompute='full'" + (" and offload" if smaller["offload"] else " and without offload")
+    told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with {changes}"
     events.append(session, job.id, storable(told), level="warn")
     lifecycle.requeue(session, job.id, job.lease_token, counted=False, config=smaller, shrunk=True)
 

@@ -103,7 +103,8 @@ def run(job: TrainingJob) -> int:
         return EXIT_USER_ERROR
     except (torch.OutOfMemoryError, MemoryError) as error:
         traceback.print_exc()
-        peak = torch.cuda.max_memory_allocated() if job.device.type == "cuda" else None
+        of_the_gpu = isinstance(error, torch.OutOfMemoryError) and job.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if of_the_gpu else None
         job.reporter.send(ErrorMessage(code="out_of_memory", message=_out_of_memory(job, error), peak_bytes=peak))
         return EXIT_OUT_OF_MEMORY
     except Exception as error:  # noqa: BLE001 - the boundary of the process: whatever it is, it must be told

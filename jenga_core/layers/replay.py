@@ -46,7 +46,7 @@ def replay(
         parameters: of the layer, those that are trained.
         host: where the input and what was kept wait for backward; None: on the device.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not any(each.requires_grad for each in (x_BGE, *parameters)):
         return y_BGE
     y: Tensor = _Replay.apply(x_BGE, y_BGE, layer, attended, host, *parameters)
     return y

@@ -6,6 +6,7 @@
 
 Activations are counted with saved-tensor hooks: autograd asks a hook for every tensor it keeps, and a storage that ten
 operations keep counts once. That number is a property of the program, not of the machine: it is the same on every run.
+What waits in the host's memory (offload.py) is not among them.
 The peak is the machine's: the CUDA allocator's high-water mark, or on a CPU the process's resident memory.
 """
 

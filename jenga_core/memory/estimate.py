@@ -93,8 +93,8 @@ LAYERS_ON_DEVICE = 2
 
 INPUTS_ON_DEVICE = {"pass": 3, "keys again": 2}
 """Layers whose input is there all the same: in the exact pass its own, that of the one before, which leaves, and the
-first, which
-transformers holds; while keys are made again the first, and what left the last, beside those of KEYS_AGAIN."""
+first, which transformers holds; while keys are made again the first, and what left the last, beside those of
+KEYS_AGAIN."""
 
 LOSS_ROW = {"E": 3, "Q": 0, "K": 0, "F": 0}
 """Per row that carries loss: hidden state, normed, and its gradient (loss/segmented_cross_entropy.py)."""
@@ -228,7 +228,7 @@ class MemoryEstimate:
 
     device_kind: str = "cuda"
     host_bytes: int = 0
-    """What waits in the host's memory, with `offload`."""
+    """What waits in the host's memory, with `offload`; each device's process has its own."""
 
     @property
     def device_bytes(self) -> int:
@@ -440,7 +440,7 @@ def _by_kind(
         inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
         moments.append({"activations": on_device(layers[:1]), "waiting": waiting, "temporaries": inside})
         if config.recompute == "full":
-            waiting = INPUTS_ON_DEVICE["keys again"] * each_waits if offloads else 0
+            waiting = INPUTS_ON_DEVICE["keys again"] * each_waits if offloads and together > 1 else 0
             made = tokens * size(KEYS_AGAIN)
             moments.append({"activations": on_device(layers[:2]), "waiting": waiting, "temporaries": made})
     none = {"activations": 0, "waiting": 0, "loss": 0, "temporaries": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -57,3 +58,11 @@ def test_who_takes_too_long_is_killed() -> None:
     with pytest.raises(TimeoutError, match="not done after 1 s"):
         measured_apart(sleep, seconds=1)
     assert time.monotonic() - began < 50
+
+
+def test_how_each_ended_is_heard_when_several_run_at_once() -> None:
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(measured_apart, die) for _ in range(24)]
+    for future in futures:
+        with pytest.raises(Failed, match="exit status 7"):
+            future.result()

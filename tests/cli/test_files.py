@@ -74,5 +74,5 @@ def test_a_job_that_succeeded_says_how_to_download(command_line: CommandLine) ->
 def test_files_list(command_line: CommandLine) -> None:
     lines = command_line.run("files", "list").stdout.splitlines()
     metrics = next(line for line in lines if line.startswith("file-metrics")).split()
-    assert metrics[1:6] == ["metrics.csv", "fine-tune-results", "2.11", "kB", "processed"]
+    assert metrics[1:6] == ["metrics.csv", "fine-tune-results", "2.06", "KiB", "processed"]
     assert len(command_line.json("files", "list")) == len(seed.FILES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jenga_core import JengaConfig, apply_jenga
-from jenga_core.memory.offload import HostMemory
+from jenga_core.memory.offload import PIECE_BYTES, HostMemory, _copy_stream
 from tests.patching.test_parity import with_adapter
 from tests.support.tiny import tiny_batch, tiny_model
 
@@ -15,34 +15,95 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 MIB = 2**20
 
 
-def busy(n: int = 4096) -> torch.Tensor:
-    """Keeps the device computing for some milliseconds."""
-    x = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
-    for _ in range(8):
-        x = x @ x * 0.01
-    return x
+N = 8 * MIB
+"""Numbers in a tensor: its copy takes about a millisecond."""
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_what_travels_is_not_overwritten(dtype: torch.dtype) -> None:
-    """Each layer's tensors are made late, their memory is used again at once, they come back while others compute."""
+def full(value: float) -> torch.Tensor:
+    return torch.full((N,), value, device="cuda")
+
+
+def late(stream: torch.cuda.Stream | None = None) -> None:
+    """What is queued on the stream from now on begins a tenth of a second later; None: the current one."""
+    with torch.cuda.stream(stream or torch.cuda.current_stream()):
+        torch.cuda._sleep(200_000_000)
+
+
+def copies(direction: str) -> torch.cuda.Stream:
+    return _copy_stream(torch.device("cuda", torch.cuda.current_device()), direction)
+
+
+def holds(tensor: torch.Tensor | None, value: float) -> bool:
+    assert tensor is not None
+    return bool((tensor == value).all())
+
+
+def test_memory_is_not_used_again_before_its_content_has_left() -> None:
+    host, x = HostMemory(), full(1.0)
+    torch.cuda.synchronize()
+    late(copies("leaving"))
+    parcel, address = host.put([x]), x.data_ptr()
+    del x
+    others = [host.put([None])]
+    other = full(float("nan"))
+    assert other.data_ptr() == address and len(others) == 1
+    assert holds(parcel.take()[0], 1.0)
+
+
+def test_what_is_not_computed_yet_does_not_leave() -> None:
+    x = full(float("nan"))
+    torch.cuda.synchronize()
+    late()
+    x.fill_(1.0)
+    parcel = HostMemory().put([x])
+    parcel.let_go()
+    assert holds(parcel.take()[0], 1.0)
+
+
+def test_nothing_returns_into_memory_that_is_still_read() -> None:
+    parcel = HostMemory().put([full(1.0)])
+    parcel.let_go()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    y, z = full(2.0), full(0.0)
+    address = y.data_ptr()
+    late()
+    z.copy_(y)
+    del y
+    parcel.start_return()
+    (returning,) = parcel.take()
+    assert returning is not None and returning.data_ptr() == address
+    assert holds(z, 2.0) and holds(returning, 1.0)
+
+
+def test_who_takes_waits_for_the_return() -> None:
+    parcel = HostMemory().put([full(1.0)])
+    parcel.let_go()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    x = full(float("nan"))
+    del x  # its memory is what the tensor returns to
+    torch.cuda.synchronize()
+    late(copies("returning"))
+    assert holds(parcel.take()[0], 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16], ids=str)
+def test_a_tensor_of_any_layout_comes_back_in_it(dtype: torch.dtype) -> None:
+    """In more pieces than one, with a rest; transposed as keys are; and one with gaps, which are closed."""
     torch.manual_seed(0)
-    host, parcels, expected = HostMemory(), [], []
-    for _ in range(6):
-        x = torch.randn(2, 1024, 2048, device="cuda", dtype=dtype) + busy().float().nan_to_num().sum().to(dtype) * 0
-        k = torch.randn(2, 1024, 8, 64, device="cuda", dtype=dtype).transpose(1, 2)  # strided, as keys are
-        expected.append((x.cpu(), k.cpu()))
-        parcels.append(host.put([x, None, k]))
-        del x, k
-        torch.full((2, 1024, 2048), float("nan"), device="cuda", dtype=dtype)
-    for index in reversed(range(6)):
-        x, nothing, k = parcels[index].take(then=parcels[index - 1] if index else None)
-        busy()
-        assert nothing is None and x is not None and k is not None
-        assert torch.equal(x.cpu(), expected[index][0]) and torch.equal(k.cpu(), expected[index][1])
-        assert k.stride() == (1024 * 512, 64, 512, 1)
-        del x, k
-        torch.full((2, 1024, 2048), float("nan"), device="cuda", dtype=dtype)
+    large = torch.randn(3, PIECE_BYTES // 8 + 5, device="cuda", dtype=dtype)
+    keys = torch.randn(2, 100, 8, 64, device="cuda", dtype=dtype).transpose(1, 2)
+    gaps = torch.randn(4, 100, device="cuda", dtype=dtype)[:, :30]
+    tensors = [large, None, keys, gaps, torch.empty(0, device="cuda", dtype=dtype)]
+    expected = [None if each is None else each.clone() for each in tensors]
+    parcel = HostMemory().put(tensors)
+    parcel.let_go()
+    for found, wanted in zip(parcel.take(), expected, strict=True):
+        assert (found is None) == (wanted is None)
+        assert found is None or wanted is None or torch.equal(found, wanted)
+    (again,) = HostMemory().put([keys]).take()
+    assert again is not None and again.stride() == keys.stride()
 
 
 def test_no_more_than_two_parcels_are_on_the_device() -> None:
@@ -63,9 +124,10 @@ def test_no_more_than_two_parcels_are_on_the_device() -> None:
 def test_a_parcel_that_was_called_back_and_never_taken_harms_nobody() -> None:
     host = HostMemory()
     first, second = host.put([torch.ones(64 * MIB, device="cuda")]), host.put([torch.zeros(8, device="cuda")])
+    torch.cuda.synchronize()
+    late(copies("returning"))
     second.take(then=first)
     del first
-    host.put([])
     other = torch.full((64 * MIB,), 7.0, device="cuda")
     torch.cuda.synchronize()
     assert bool((other == 7).all())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows
 from jenga_core.layers.replay import replay
 from jenga_core.layers.sight import Sight
+from jenga_core.memory.offload import HostMemory
 
 B, H, K, T, D = 2, 4, 2, 7, 6
 
@@ -137,3 +138,10 @@ def test_autocast_is_entered_again_in_backward() -> None:
     y.sum().backward()
     assert seen == [torch.bfloat16]
     assert linear.weight.grad is not None
+
+
+def test_a_layer_without_gradient_keeps_nothing() -> None:
+    layer, x = TinyLayer().requires_grad_(False), torch.randn(B, T, H * D, dtype=torch.float64)
+    y, host = torch.zeros_like(x), HostMemory()
+    assert replay(layer, x, y, kept(layer, x), list(layer.parameters()), host) is y
+    assert host.latest is None

@@ -43,3 +43,13 @@ def test_a_parcel_of_nothing() -> None:
 def test_no_gradient_travels() -> None:
     (there,) = HostMemory().put([torch.ones(2, requires_grad=True) * 2]).take()
     assert there is not None and not there.requires_grad
+
+
+def test_a_parcel_that_nobody_wants_is_let_go() -> None:
+    host = HostMemory()
+    parcel = host.put([torch.ones(3)])
+    assert host.latest is parcel
+    del parcel
+    assert host.latest is None
+    host.put([torch.ones(3)])
+    assert host.latest is None

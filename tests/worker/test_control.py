@@ -28,7 +28,7 @@ from tests.support.processes import is_alive, until
 from tests.support.running import Running
 from tests.worker.conftest import FAKE_TRAINER
 from worker.out_of_memory import smaller
-from worker.protocol import TrainerSpec
+from worker.protocol import ErrorMessage, TrainerSpec
 from worker.stop import Stop
 from worker.supervisor import Supervisor
 
@@ -217,11 +217,31 @@ def test_oom_policy_shrink_tries_once_more_with_recompute(
 def test_what_could_not_be_computed_again_is_not_tried_again(database: Database, seeded: Seed) -> None:
     """recompute='full' with dropout is refused by the config."""
     job = new_job(seeded, oom_policy="shrink", config={"lora": {"dropout": 0.1}})
-    assert smaller(job) is None
-    leanest = {"recompute": "full", "offload": True}
-    assert smaller(new_job(seeded, oom_policy="shrink", config={})) == leanest
-    assert smaller(new_job(seeded, oom_policy="shrink", config={"recompute": "full"})) == leanest
-    assert smaller(new_job(seeded, oom_policy="shrink", config=leanest)) is None
+    assert smaller(job, OF_THE_GPU) is None
+
+
+OF_THE_GPU = ErrorMessage(code="out_of_memory", message="", peak_bytes=1)
+OF_THE_HOST = ErrorMessage(code="out_of_memory", message="")
+
+
+@pytest.mark.parametrize(
+    ("config", "told", "again"),
+    [
+        ({}, OF_THE_GPU, {"recompute": "full", "offload": True}),
+        ({"recompute": "full"}, OF_THE_GPU, {"recompute": "full", "offload": True}),
+        ({"recompute": "full", "offload": True}, OF_THE_GPU, None),
+        ({}, OF_THE_HOST, {"recompute": "full", "offload": False}),
+        ({"recompute": "full"}, OF_THE_HOST, None),
+        ({"recompute": "full"}, None, None),
+        ({"recompute": "full", "offload": True}, None, {"recompute": "full", "offload": False}),
+        ({"recompute": "full", "offload": True}, OF_THE_HOST, {"recompute": "full", "offload": False}),
+    ],
+)
+def test_what_is_tried_once_more_needs_less_of_what_ran_out(
+    database: Database, seeded: Seed, config: dict[str, Any], told: ErrorMessage | None, again: dict[str, Any] | None
+) -> None:
+    """None: the kernel killed the trainer, for want of the host's memory."""
+    assert smaller(new_job(seeded, oom_policy="shrink", config=config), told) == again
 
 
 def test_a_frozen_supervisor_s_trainer_dies_with_its_lease(

@@ -50,7 +50,8 @@ export function inWords(job, layer = job.jenga.config.selection.entry_layer) {
   return {
     ...fixed,
     context: `${format.count(config.context_length_tokens)} tokens`,
-    recompute: config.recompute && config.recompute !== "none" ? config.recompute + (config.offload ? ", offload" : "") : null,
+    recompute: config.recompute && config.recompute !== "none" ? config.recompute : null,
+    offload: config.offload ? "to the host's memory" : null,
     LoRA: `rank ${lora.r}, alpha ${lora.alpha}`,
     "learning rate": config.learning_rate ?? "2e-4 × multiplier",
     rope: rope ? `${rope.type} × ${rope.factor}` : null,

@@ -75,9 +75,10 @@ def steps_of(config: JengaConfig, hyperparameters: Mapping[str, Any], sequences:
 def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_kind: str) -> list[Setting]:
     """As asked, and what would be without the method or with everything computed again."""
     asked: dict[str, JengaConfig] = {"as asked": config}
-    if config.recompute != "full" and config.attention_group_tokens is None:
+    can_recompute = config.attention_group_tokens is None and config.lora.dropout == 0
+    if config.recompute != "full" and can_recompute:
         asked["recompute full"] = config.model_copy(update={"recompute": "full"})
-    if device_kind == "cuda" and not config.offload and config.attention_group_tokens is None:
+    if device_kind == "cuda" and not config.offload and can_recompute:
         asked["recompute full, offload"] = config.model_copy(update={"recompute": "full", "offload": True})
     if config.enabled:
         again = "" if config.recompute == "none" else f", recompute {config.recompute}"

@@ -54,7 +54,7 @@ class Job(Base):
     """Whole devices of one host that it runs on."""
 
     oom_policy: Mapped[str] = mapped_column(default="fail", server_default="fail")
-    """When memory runs out: `fail`, or `shrink` to start once more with recompute on."""
+    """When memory runs out: `fail`, or `shrink` to start once more with less."""
 
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Expected peak on a GPU (memory/estimate.py), which a device must have; None when it is not known."""
@@ -87,7 +87,7 @@ class Job(Base):
     """The first in line asked this filler for its devices."""
 
     shrunk: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """Memory ran out once, and it was started again with recompute on."""
+    """Memory ran out once, and it was started again with less."""
 
     gpu_seconds: Mapped[float] = mapped_column(default=0.0, server_default="0")
     """Device time of its ended attempts."""
