@@ -55,6 +55,10 @@ class Blocks:
         """B x N int64: tokens of the block; 0 where a sequence has fewer than N blocks."""
         return self._count(torch.ones_like(self.block_of_token_BT, dtype=torch.bool))
 
+    def same_document(self) -> Tensor:
+        """B x N x N bool: whether two blocks are of one document."""
+        return self.document_of_block_BN[:, :, None] == self.document_of_block_BN[:, None, :]
+
     def is_first_of_document(self) -> Tensor:
         """B x N bool: whether the block is the first of its document."""
         is_first_BN = torch.ones_like(self.document_of_block_BN, dtype=torch.bool)
@@ -73,9 +77,7 @@ class Blocks:
     def seen(self, reach_blocks: int | None = None) -> Tensor:
         """B x N x N bool: whether query block m sees key block n: m >= n in one document, at most `reach_blocks`
         apart."""
-        document_BN = self.document_of_block_BN
-        same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-        seen_BNN = (same_BNN & (document_BN >= 0)[:, :, None]).tril()
+        seen_BNN = (self.same_document() & (self.document_of_block_BN >= 0)[:, :, None]).tril()
         return seen_BNN if reach_blocks is None else seen_BNN.triu(-reach_blocks)
 
     def to(self, device: torch.device) -> Blocks:

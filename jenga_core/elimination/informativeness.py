@@ -117,9 +117,7 @@ def mean_by_distance(scores_BNN: Tensor, blocks: Blocks, reach_blocks: int | Non
         """Over the queries of a document, B x N (query) x N (distance)."""
         if blocks.is_plain:
             return _by_distance(values_BNN).sum(dim=1, keepdim=True).expand(-1, N, -1)
-        document_BN = blocks.document_of_block_BN
-        same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-        return same_BNN.float() @ _by_distance(values_BNN)
+        return blocks.same_document().float() @ _by_distance(values_BNN)
 
     means_BNN = sums(scores_BNN * counts_BNN) / sums(counts_BNN.float()).clamp(min=1)
     block_N = torch.arange(N, device=scores_BNN.device)

@@ -65,18 +65,17 @@ def select(
         threshold: a score. Exactly one of the two.
         target_BN: bool, the blocks that are learnt from whatever they score; fewer than are kept.
     """
-    document_BN = blocks.document_of_block_BN
     has_label_BN = blocks.any_token(has_label_BT)
-    is_first_BN, is_last_label_BN = indispensable(document_BN, has_label_BN)
+    is_first_BN, is_last_label_BN = indispensable(blocks, has_label_BN)
     if target_BN is None:
         rank_BN = torch.where(is_first_BN, 3, torch.where(is_last_label_BN, 2, has_label_BN.long()))
     else:
         rank_BN = torch.where(is_first_BN, 3, torch.where(target_BN, 2, 0))
     if keep_fraction is not None:
-        kept_BN = _best(scores_BN, document_BN, rank_BN, keep_fraction)
+        kept_BN = _best(scores_BN, blocks, rank_BN, keep_fraction)
     else:
         assert threshold is not None
-        kept_BN = ((scores_BN >= threshold) | (rank_BN >= 2)) & (document_BN >= 0)
+        kept_BN = ((scores_BN >= threshold) | (rank_BN >= 2)) & (blocks.document_of_block_BN >= 0)
     real_BT = blocks.block_of_token_BT >= 0
     kept_BT = kept_BN.gather(1, blocks.block_of_token_BT.clamp(min=0)) & real_BT
     counts_B = kept_BT.sum(dim=1)
@@ -94,23 +93,20 @@ def select(
     return Selection(kept_BN, index_BG, is_kept_BG, fraction, is_everyone)
 
 
-def indispensable(document_BN: Tensor, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:
+def indispensable(blocks: Blocks, has_label_BN: Tensor) -> tuple[Tensor, Tensor]:
     """The first block of each document, and its last block with a label; B x N bool each."""
-    block_N = torch.arange(document_BN.shape[1], device=document_BN.device)
-    same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-    earlier_NN = block_N[:, None] > block_N
-    is_first_BN = ~(same_BNN & earlier_NN).any(dim=2)
-    is_last_label_BN = has_label_BN & ~(same_BNN & earlier_NN.T & has_label_BN[:, None, :]).any(dim=2)
-    return is_first_BN, is_last_label_BN
+    labelled_later_BNN = (blocks.same_document() & has_label_BN[:, None, :]).triu(1)
+    return blocks.is_first_of_document(), has_label_BN & ~labelled_later_BNN.any(dim=2)
 
 
-def _best(scores_BN: Tensor, document_BN: Tensor, rank_BN: Tensor, keep_fraction: float) -> Tensor:
-    block_N = torch.arange(document_BN.shape[1], device=document_BN.device)
+def _best(scores_BN: Tensor, blocks: Blocks, rank_BN: Tensor, keep_fraction: float) -> Tensor:
+    document_BN = blocks.document_of_block_BN
 
     # Sort by document, then rank, then score: stable sorts, last key first.
     order_BN = scores_BN.argsort(dim=1, descending=True, stable=True)
     order_BN = order_BN.gather(1, rank_BN.gather(1, order_BN).argsort(dim=1, descending=True, stable=True))
     order_BN = order_BN.gather(1, document_BN.gather(1, order_BN).argsort(dim=1, stable=True))
+    block_N = torch.arange(blocks.num_blocks, device=document_BN.device)
     place_BN = torch.empty_like(order_BN).scatter_(1, order_BN, block_N.expand_as(order_BN))
     blocks_before_BN = (document_BN[:, :, None] > document_BN[:, None, :]).sum(dim=2)
-    return (place_BN - blocks_before_BN < wanted_blocks(document_BN, keep_fraction)) & (document_BN >= 0)
+    return (place_BN - blocks_before_BN < wanted_blocks(blocks, keep_fraction)) & (document_BN >= 0)

@@ -23,9 +23,9 @@ from jenga_core.elimination.blocks import Blocks
 _MIXER = 0x9E3779B97F4A7C15 - 2**64  # odd, without a pattern in its bits; int64 products wrap
 
 
-def wanted_blocks(document_of_block_BN: Tensor, keep_fraction: float) -> Tensor:
+def wanted_blocks(blocks: Blocks, keep_fraction: float) -> Tensor:
     """`kept_blocks` (config.py) of each block's document, but never less than 2; int64 B x N."""
-    size_BN = (document_of_block_BN[:, :, None] == document_of_block_BN[:, None, :]).sum(dim=2)
+    size_BN = blocks.same_document().sum(dim=2)
     return (size_BN.double() * keep_fraction - 1e-9).ceil().long().clamp(min=2)
 
 
@@ -46,13 +46,12 @@ def target_blocks(
         target_fraction: in (0, 1], of the n blocks that a document keeps.
         epoch: how often the data was seen before.
     """
-    document_BN = blocks.document_of_block_BN
     has_label_BN = blocks.any_token(has_label_BT)
-    same_BNN = document_BN[:, :, None] == document_BN[:, None, :]
-    labelled_BN = (same_BNN & has_label_BN[:, None, :]).sum(dim=2)
-    wanted_BN = wanted_blocks(document_BN, keep_fraction)
+    labelled_BNN = blocks.same_document() & has_label_BN[:, None, :]
+    labelled_BN = labelled_BNN.sum(dim=2)
+    wanted_BN = wanted_blocks(blocks, keep_fraction)
     run_BN = torch.minimum((wanted_BN * target_fraction).round().long(), wanted_BN - 1).clamp(min=1)
-    place_BN = (same_BNN & has_label_BN[:, None, :]).tril(-1).sum(dim=2)  # among the document's labelled blocks
+    place_BN = labelled_BNN.tril(-1).sum(dim=2)  # among the document's labelled blocks
     start_BN = (_fingerprint(targets_BT, blocks) + epoch * run_BN) % labelled_BN.clamp(min=1)
     return has_label_BN & ((place_BN - start_BN) % labelled_BN.clamp(min=1) < run_BN)
 
@@ -64,5 +63,4 @@ def _fingerprint(targets_BT: Tensor, blocks: Blocks) -> Tensor:
     of_block_BN = torch.zeros_like(blocks.document_of_block_BN)
     is_real_BT = blocks.block_of_token_BT >= 0
     of_block_BN.scatter_add_(1, blocks.block_of_token_BT.clamp(min=0), ((mixed_BT >> 20) * _MIXER) * is_real_BT)
-    same_BNN = blocks.document_of_block_BN[:, :, None] == blocks.document_of_block_BN[:, None, :]
-    return ((of_block_BN[:, None, :] * same_BNN).sum(dim=2) >> 32) & 0x7FFFFFFF
+    return ((of_block_BN[:, None, :] * blocks.same_document()).sum(dim=2) >> 32) & 0x7FFFFFFF

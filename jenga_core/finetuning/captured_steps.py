@@ -176,7 +176,7 @@ def can_be_captured(handle: JengaHandle, batch: Mapping[str, Any]) -> bool:
         config.cuda_graph
         and not config.offload  # its parcels travel on a stream of their own, and such steps are long
         and len(places) == 1  # what lies elsewhere would become a constant
-        and handle.runs_own_forward
+        and handle.replaces_forward
         and chooses_on_device
         and parts.causal_lm.config._attn_implementation == "sdpa"
         and not parts.decoder.gradient_checkpointing

@@ -125,7 +125,7 @@ class JengaHandle:
         return self._enabled
 
     @property
-    def runs_own_forward(self) -> bool:
+    def replaces_forward(self) -> bool:
         """Whether training goes the way of this package, and not of the unpatched model."""
         return not self._is_plain
 

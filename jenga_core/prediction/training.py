@@ -289,7 +289,7 @@ def _choice(
     """
     is_real_BT = blocks.block_of_token_BT >= 0
     kept_BN = select(scores_BN, blocks, is_real_BT, keep_fraction=selection.keep_fraction, target_BN=target_BN).kept_BN
-    is_first_BN, is_last_BN = indispensable(blocks.document_of_block_BN, blocks.any_token(is_real_BT))
+    is_first_BN, is_last_BN = indispensable(blocks, blocks.any_token(is_real_BT))
     is_forced_BN = is_first_BN | (is_last_BN if target_BN is None else target_BN)
     is_free_BN = (blocks.document_of_block_BN >= 0) & ~is_forced_BN
     return is_free_BN, kept_BN & is_free_BN
