@@ -45,10 +45,10 @@ class ResultsFile:
         self.ceilings: dict[str, Any] | None = content.get("ceilings")
         self.rows: list[dict[str, Any]] = content.get("rows", [])
 
-    def has(self, spec: Spec) -> bool:
-        """A row that was measured with what is installed now."""
+    def has(self, spec: Spec, *, of_any_commit: bool = False) -> bool:
+        """A row that was measured with what is installed now, and where our code is in it, with this commit."""
         wanted = environment.versions()
-        if POLICIES[spec.policy].is_ours:
+        if POLICIES[spec.policy].is_ours and not of_any_commit:
             wanted["commit"] = environment.commit()
         for found in self.rows:
             if Spec.of(found).key == spec.key:
@@ -70,10 +70,21 @@ class ResultsFile:
         unfinished.replace(self.path)
 
 
-def run(specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool, gpus: int = 1) -> int:
+def run(
+    specs: list[Spec],
+    folder: Path,
+    *,
+    timed_steps: int,
+    deadline: float,
+    again: bool,
+    of_any_commit: bool = False,
+    gpus: int = 1,
+) -> int:
     """Measure what is missing, on every GPU one process after the other; the exit status. `deadline` is of
     time.monotonic()."""
-    work = _Work(specs, folder, timed_steps=timed_steps, deadline=deadline, again=again)
+    files = {spec.model: ResultsFile(folder, spec.model) for spec in specs}
+    missing = [spec for spec in specs if again or not files[spec.model].has(spec, of_any_commit=of_any_commit)]
+    work = _Work(missing, files, timed_steps=timed_steps, deadline=deadline)
     threads = [threading.Thread(target=work.measure_on, args=(gpu if gpus > 1 else None,)) for gpu in range(gpus)]
     for thread in threads:
         thread.start()
@@ -91,18 +102,17 @@ _Task = tuple[Spec, str | None]
 class _Work:
     """What is to be measured and where it goes; a thread for each GPU shares it."""
 
-    def __init__(self, specs: list[Spec], folder: Path, *, timed_steps: int, deadline: float, again: bool) -> None:
-        self.files = {spec.model: ResultsFile(folder, spec.model) for spec in specs}
+    def __init__(self, specs: list[Spec], files: dict[str, ResultsFile], *, timed_steps: int, deadline: float) -> None:
+        self.files = files
         self.timed_steps = timed_steps
         self.deadline = deadline
         self.todo: list[_Task] = []
         without_ceilings = {model for model, file in self.files.items() if file.ceilings is None}
         for spec in specs:
-            if again or not self.files[spec.model].has(spec):
-                if spec.model in without_ceilings:
-                    without_ceilings.remove(spec.model)
-                    self.todo.append((spec, spec.model))
-                self.todo.append((spec, None))
+            if spec.model in without_ceilings:
+                without_ceilings.remove(spec.model)
+                self.todo.append((spec, spec.model))
+            self.todo.append((spec, None))
         self.count = len(self.todo)
         self.has_failed = False
         self._lock = threading.Lock()
@@ -170,6 +180,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--deadline", type=float, default=float("inf"), help="seconds; no row starts that may miss it")
     parser.add_argument("--gpus", type=int, default=1, help="of one kind, each of which measures a row at a time")
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
+    parser.add_argument("--any-commit", action="store_true", help="leave our rows of other commits as they are")
     parser.add_argument("--table", action="store_true", help="measure nothing, print tables")
     parser.add_argument("--docs", type=Path, help="measure nothing, write this page of all tables in RESULTS")
     arguments = parser.parse_args(argv)
@@ -197,6 +208,7 @@ def main(argv: list[str]) -> int:
             timed_steps=arguments.steps,
             deadline=deadline,
             again=arguments.again,
+            of_any_commit=arguments.any_commit,
             gpus=arguments.gpus,
         )
     for model in dict.fromkeys(spec.model for spec in specs):

@@ -115,6 +115,11 @@ def test_another_commit_makes_our_rows_stale_and_no_others(
     run(tmp_path, LORA, JENGA)
     assert turns.started == ["jenga"]
     assert [row["commit"] for row in ResultsFile(tmp_path, "tiny").rows] == ["aaaaaaa", "bbbbbbb"]
+    turns.started.clear()
+    monkeypatch.setenv("JENGA_COMMIT", "ccccccc")
+    arguments = ["--models", "tiny", "--tokens", "512", "--policies", "lora", "jenga", "--recompute", "none", "full"]
+    assert speed.main([*arguments, "--any-commit", "--results", str(tmp_path)]) == 0
+    assert turns.started == ["jenga"]  # with recompute full
 
 
 def test_another_version_makes_every_row_stale(tmp_path: Path, turns: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
