@@ -27,7 +27,7 @@ from torch import Tensor
 
 from jenga_core.config import JengaConfig
 from jenga_core.patching.apply import JengaHandle
-from jenga_core.patching.exact_pass import random_state
+from jenga_core.patching.layer_runs import random_state
 
 Batch = dict[str, Any]
 """input_ids, labels, perhaps attention_mask (B x T, int64 each) and num_items_in_batch (a number or a 0-d tensor)."""

@@ -33,6 +33,7 @@ from jenga_core.patching.attention_calls import without_masks
 from jenga_core.patching.forwards import Forward, Forwards, is_of_its_library, is_unobserved
 from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
+from jenga_core.patching.layer_runs import LayerRuns
 from jenga_core.patching.parts import Parts, parts_of
 from jenga_core.patching.report import JengaReport, report_on
 from jenga_core.patching.routes import Dense, Route, route_of
@@ -266,7 +267,6 @@ class JengaHandle:
         involvement = Involvement(
             _EVERYTHING if selection is None else selection,
             self.parts,
-            self._layer_forwards,
             entry_layer=self.entry_layer,
             thresholds=self.thresholds,
             predictors=self.predictors if self.score == "predicted" else None,
@@ -274,13 +274,17 @@ class JengaHandle:
             attention_mask=mask,
             position_ids=given.get("position_ids"),
             epoch=self.epoch,
+            is_full=self._is_full,
+        )
+        layers = LayerRuns(
+            involvement,
+            self._layer_forwards,
             recompute=self.config.recompute,
             host=HostMemory() if self.config.offload and torch.is_grad_enabled() else None,
             attention_group_tokens=self.config.attention_group_tokens,
-            is_full=self._is_full,
         )
         self._begin_step(lean=True)
-        route = Dense(involvement) if selection is None else route_of(involvement)
+        route = Dense(layers) if selection is None else route_of(layers)
         with without_masks(self.parts.decoder) if self._is_full else nullcontext():
             output = self.parts.decoder(**arguments, use_cache=False, jenga_route=route)
         return involvement.loss_rows(output.last_hidden_state), involvement

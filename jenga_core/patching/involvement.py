@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +27,10 @@ from jenga_core.layers.mlp import mlp_of_chosen_rows
 from jenga_core.layers.rows import take_rows
 from jenga_core.layers.sight import Sight
 from jenga_core.loss.segmented_cross_entropy import IGNORE, count_labels
-from jenga_core.memory.offload import HostMemory
 from jenga_core.patching.attention_calls import attention_call
 from jenga_core.patching.parts import Parts
 from jenga_core.prediction.predictor import Predictors
 
-LayerForward = Callable[..., Tensor]
 _MANY_LABELS = 0.9
 
 
@@ -43,7 +41,6 @@ class Involvement:
         self,
         config: SelectionConfig,
         parts: Parts,
-        layer_forwards: tuple[LayerForward, ...],
         *,
         entry_layer: int,
         thresholds: Thresholds | None,
@@ -52,19 +49,17 @@ class Involvement:
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         epoch: int = 0,
-        recompute: Literal["none", "mlp", "full"] = "none",
-        host: HostMemory | None = None,
-        attention_group_tokens: int | None = None,
         is_full: bool = False,
     ) -> None:
-        """host: where what `full` keeps waits for backward; None: on the device.
-        is_full: every token has a valid label, but the last of a sequence; who says so has looked."""
+        """
+        Args:
+            targets_BT: int64, what each token should predict.
+            epoch: how often the data was seen before.
+            is_full: the caller knows that every token has a valid label but the last of each sequence; it is not
+                counted then, which would wait for the GPU.
+        """
         self.config = config
-        self.recompute = recompute
-        self.host = host
-        self.attention_group_tokens = attention_group_tokens
         self.parts = parts
-        self.layer_forwards = layer_forwards
         self.num_layers = len(parts.layers)
         self.entry_layer = entry_layer
         self.thresholds = thresholds

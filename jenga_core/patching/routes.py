@@ -21,28 +21,17 @@ Shapes   B batch, T tokens, G involved tokens, E hidden size
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
-from jenga_core.layers.attention import AttentionCall, attention_in_groups, mask_among_involved
+from jenga_core.layers.attention import mask_among_involved
 from jenga_core.layers.residual_rows import ResidualRows
 from jenga_core.layers.rows import put_rows, take_rows
 from jenga_core.memory.offload import HostMemory
-from jenga_core.patching.attention_calls import attention_by, without_mask
-from jenga_core.patching.exact_pass import (
-    ExactLayer,
-    refuse_dropout,
-    rows_of_exact_layer,
-    run_and_replay,
-    run_exactly,
-    with_keys,
-)
-from jenga_core.patching.involvement import Involvement
+from jenga_core.patching.layer_runs import ExactLayer, LayerRuns
 
 _BY_TOKEN = ("position_ids", "cache_position")
 
@@ -58,20 +47,20 @@ class Route(Protocol):
         ...
 
 
-def route_of(involvement: Involvement) -> Route:
+def route_of(layers: LayerRuns) -> Route:
     """The route that the selection's scope asks for."""
-    return PerLayer(involvement) if involvement.config.scope == "per_layer" else Carried(involvement)
+    return PerLayer(layers) if layers.involvement.config.scope == "per_layer" else Carried(layers)
 
 
 class Dense:
     """Every token stays involved in every layer (the `lora` preset)."""
 
-    def __init__(self, involvement: Involvement) -> None:
-        self.involvement = involvement
+    def __init__(self, layers: LayerRuns) -> None:
+        self.layers = layers
 
     def through_layer(self, index: int, x_BTE: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """See Route."""
-        return _with_gradient(self.involvement, index, x_BTE, arguments)
+        return self.layers.with_gradient(index, x_BTE, arguments)
 
 
 class Carried:
@@ -81,15 +70,16 @@ class Carried:
     join the graph afterwards. Layers from `exact_to` on run for the rows alone.
     """
 
-    def __init__(self, involvement: Involvement) -> None:
+    def __init__(self, layers: LayerRuns) -> None:
+        self.layers = layers
+        self.involvement = involvement = layers.involvement
         config = involvement.config
-        self.involvement = involvement
         self.exact_from = 0 if config.below_entry == "forward_only" else involvement.entry_layer
         self.exact_to = involvement.entry_layer if config.unselected == "eliminated" else involvement.num_layers
         self._left: list[ExactLayer] = []
         self._passed_on: Tensor | None = None
         """What the last exact layer handed to the next."""
-        self._inputs_in_host_memory = None if involvement.host is None else HostMemory()
+        self._inputs_in_host_memory = None if layers.host is None else HostMemory()
         self._entry_BTE: Tensor | None = None
         self._row_arguments: _RowArguments | None = None
 
@@ -101,7 +91,7 @@ class Carried:
             self._entry_BTE = x_BxE if involvement.config.loss_on == "all" else None
             involvement.selection_at(index, x_BxE, arguments)
         if index < self.exact_from:
-            return _with_gradient(involvement, index, x_BxE, arguments)
+            return self.layers.with_gradient(index, x_BxE, arguments)
         if self._passed_on is not None and x_BxE is not self._passed_on:
             raise ConfigError(
                 f"what layer {index - 1} computed was changed before it came to layer {index}, by a hook perhaps; the "
@@ -110,7 +100,7 @@ class Carried:
             )
         self._passed_on = None
         if index < self.exact_to:
-            y_BTE, left = run_exactly(involvement, index, x_BxE, arguments)
+            y_BTE, left = self.layers.exactly(index, x_BxE, arguments)
             self._passed_on = None if is_last else y_BTE
             if self._inputs_in_host_memory is not None:
                 left = left.in_host_memory(self._inputs_in_host_memory)
@@ -118,7 +108,7 @@ class Carried:
             return self._out(y_BTE, self._rows_that_left(y_BTE)) if is_last else y_BTE
         if index == self.exact_to:
             x_BxE = self._rows_that_left(x_BxE)
-        rows_BGE = _with_gradient(involvement, index, x_BxE, self._of_rows(arguments), self._selection)
+        rows_BGE = self.layers.with_gradient(index, x_BxE, self._of_rows(arguments), self._selection)
         return self._out(self._entry_BTE, rows_BGE) if is_last else rows_BGE
 
     @property
@@ -144,13 +134,11 @@ class Carried:
         next_BTE = self._next_input(end_BTE)
         rows_BGE = take_rows(next_BTE, self._selection.token_index_BG)
         for index in range(self.exact_from, self.exact_to):
-            left = with_keys(self.involvement, index, next_BTE, self._left.pop(0))
+            left = self.layers.with_keys(index, next_BTE, self._left.pop(0))
             del next_BTE
             next_BTE = self._next_input(end_BTE)
             row_arguments = self._of_rows(left.arguments)
-            rows_BGE = rows_of_exact_layer(
-                self.involvement, index, rows_BGE, next_BTE, left, row_arguments, self._selection
-            )
+            rows_BGE = self.layers.rows_of(index, rows_BGE, next_BTE, left, row_arguments, self._selection)
         return rows_BGE
 
     def _next_input(self, end_BTE: Tensor) -> Tensor:
@@ -164,56 +152,27 @@ class PerLayer:
     """A set of its own in every layer from the entry layer on; the others pass by, and come back when they are
     wanted."""
 
-    def __init__(self, involvement: Involvement) -> None:
-        self.involvement = involvement
+    def __init__(self, layers: LayerRuns) -> None:
+        self.layers = layers
+        self.involvement = layers.involvement
 
     def through_layer(self, index: int, x_BTE: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """See Route. x is always all T tokens."""
         involvement = self.involvement
         if index < involvement.entry_layer:
-            return _with_gradient(involvement, index, x_BTE, arguments)
+            return self.layers.with_gradient(index, x_BTE, arguments)
         selection = involvement.selection_at(index, x_BTE, arguments)
         row_arguments = _RowArguments(selection)(arguments)
         if involvement.config.unselected == "eliminated":
             # What enters layer 0 may be the caller's own, and checkpointing reads it again.
             is_ours = index > 0 and not involvement.parts.decoder.gradient_checkpointing
             rows = ResidualRows(x_BTE, selection, in_place=is_ours)
-            return rows.put_back(_with_gradient(involvement, index, rows.take(), row_arguments, selection))
+            return rows.put_back(self.layers.with_gradient(index, rows.take(), row_arguments, selection))
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)
-        y_BTE, left = run_exactly(involvement, index, x_BTE, arguments)
-        left = with_keys(involvement, index, x_BTE, left)
-        rows_BGE = rows_of_exact_layer(involvement, index, rows_BGE, y_BTE, left, row_arguments, selection)
+        y_BTE, left = self.layers.exactly(index, x_BTE, arguments)
+        left = self.layers.with_keys(index, x_BTE, left)
+        rows_BGE = self.layers.rows_of(index, rows_BGE, y_BTE, left, row_arguments, selection)
         return put_rows(x_BTE + (y_BTE - x_BTE).detach(), rows_BGE, selection)
-
-
-def _with_gradient(
-    involvement: Involvement, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None = None
-) -> Tensor:
-    """The layer for rows that all have gradient: all tokens, or the involved ones `among` themselves."""
-    if involvement.recompute == "full" and torch.is_grad_enabled():
-        return run_and_replay(involvement, index, x_BxE, arguments, among)
-    with nullcontext() if among is None else involvement.mlp_elimination(index, among):
-        if involvement.attention_group_tokens is None:
-            return involvement.layer_forwards[index](x_BxE, **arguments)
-        return _in_groups(involvement, index, x_BxE, arguments, among, involvement.attention_group_tokens)
-
-
-def _in_groups(
-    involvement: Involvement,
-    index: int,
-    x_BxE: Tensor,
-    arguments: Mapping[str, Any],
-    among: Selection | None,
-    group_tokens: int,
-) -> Tensor:
-    """The layer for the same rows, which attend within shifted groups of so many of them."""
-
-    def attend_in_groups(call: AttentionCall) -> Tensor:
-        refuse_dropout(call)
-        return attention_in_groups(call, involvement.sight(call.window_tokens, among), group_tokens)
-
-    with attention_by(involvement.parts.layers[index], involvement.parts.architecture, attend_in_groups):
-        return involvement.layer_forwards[index](x_BxE, **without_mask(arguments))
 
 
 class _RowArguments:

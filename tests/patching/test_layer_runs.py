@@ -1,4 +1,4 @@
-"""The exact pass: what runs, how often, and what it leaves."""
+"""Ways to run a layer: what runs, how often, and what it leaves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError
 from jenga_core.memory.accounting import saved_activations
-from jenga_core.patching import exact_pass, routes
-from jenga_core.patching.exact_pass import run_exactly
+from jenga_core.patching import layer_runs
+from jenga_core.patching.layer_runs import LayerRuns
 from tests.patching.test_parity import with_adapter
 from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
 
@@ -81,7 +81,7 @@ def test_the_second_run_without_dropout_is_the_replay() -> None:
         return loss.detach(), gradients
 
     replayed = step()
-    with mock.patch("jenga_core.patching.exact_pass.random_state", side_effect=range(1000)):
+    with mock.patch("jenga_core.patching.layer_runs.random_state", side_effect=range(1000)):
         run_again = step()
     torch.testing.assert_close(run_again[0], replayed[0], rtol=1e-12, atol=1e-12)
     assert len(run_again[1]) == len(replayed[1]) > 0
@@ -125,20 +125,19 @@ def test_scores_are_the_same_in_spite_of_attention_dropout() -> None:
 
 def test_full_leaves_of_a_layer_its_input_alone() -> None:
     """Until the set is chosen. Keys and values are made again then, and must be those that were seen."""
-    left, given = {}, {}
+    left, given, exactly = {}, {}, LayerRuns.exactly
     for recompute in ("mlp", "full"):
         model, batch = with_adapter(tiny_model().double()), tiny_batch(batch=1, tokens=80, padded=False)
         apply_jenga(model, deferred(recompute))
         left[recompute] = layers = []
 
         def spy(*args: object) -> object:
-            layers.append(run_exactly(*args))  # noqa: B023
+            layers.append(exactly(*args))  # noqa: B023
             return layers[-1]  # noqa: B023
 
         with (
-            mock.patch.object(routes, "run_exactly", spy),
-            mock.patch.object(exact_pass, "run_exactly", spy),
-            mock.patch.object(exact_pass, "replay", wraps=exact_pass.replay) as replay,
+            mock.patch.object(LayerRuns, "exactly", spy),
+            mock.patch.object(layer_runs, "replay", wraps=layer_runs.replay) as replay,
         ):
             model(**batch)
         given[recompute] = [call.args[3] for call in replay.call_args_list]
@@ -162,7 +161,7 @@ def test_dropout_that_full_would_draw_again_is_refused_where_all_layers_are_exac
 def test_keys_and_values_that_are_kept_hold_nothing_else(model_type: str, recompute: str) -> None:
     model, batch = with_adapter(tiny_model(model_type)), tiny_batch(batch=1, tokens=80, padded=False)
     apply_jenga(model, deferred(recompute))
-    with mock.patch.object(exact_pass, "replay", wraps=exact_pass.replay) as replay:
+    with mock.patch.object(layer_runs, "replay", wraps=layer_runs.replay) as replay:
         model(**batch)
     kept = [call.args[3] for call in replay.call_args_list[:2]]
     assert len(kept) == 2

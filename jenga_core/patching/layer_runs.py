@@ -1,0 +1,244 @@
+"""The ways in which one layer of the model can be run.
+
+    with gradient    rows that all have gradient, as the layer does it, or in groups; with `recompute='full'` by replay
+    exactly          all tokens without gradient; what remains is enough to give the involved rows one later
+    by replay        rows whose output is known from an earlier run join the autograd graph; nothing runs until backward
+
+An exact run leaves the layer's input, attention output, keys and values. When the set is chosen, the rows of inputs and
+attention outputs are taken and the rest of them is dropped. With `recompute='full'` it leaves the input alone; keys and
+values are made again when the set is chosen, the rows' attention in backward.
+
+A layer with dropout makes another output each time it runs. It does run again, for the rows, over the keys and values
+of all tokens.
+
+Shapes   B batch, T tokens, G involved tokens, E hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jenga_core.elimination.selection import Selection
+from jenga_core.errors import ConfigError
+from jenga_core.layers.attention import (
+    Attended,
+    AttentionCall,
+    attend,
+    attention_in_groups,
+    attention_of_rows,
+    attention_over_new_keys,
+)
+from jenga_core.layers.replay import replay
+from jenga_core.layers.rows import take_rows
+from jenga_core.memory.offload import HostMemory, Parcel
+from jenga_core.patching.attention_calls import attention_by, attention_call, without_mask
+from jenga_core.patching.involvement import Involvement
+
+LayerForward = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class ExactLayer:
+    """What an exact run over all the rows that it is given leaves behind."""
+
+    x_BxE: Tensor | Parcel
+    """Its input."""
+    arguments: Mapping[str, Any]
+    """The layer's keyword arguments."""
+    attended: Attended
+    """What is kept of its attention."""
+
+    drew_random_numbers: bool
+    """So it drops something out, and would make another output if it ran again."""
+
+    def in_host_memory(self, host: HostMemory) -> ExactLayer:
+        """The same, its input there."""
+        assert isinstance(self.x_BxE, Tensor)
+        return replace(self, x_BxE=host.put([self.x_BxE]))
+
+    def input(self, then: ExactLayer | None = None) -> Tensor:
+        """What the layer was given; `then` is the layer whose input is wanted next."""
+        if isinstance(self.x_BxE, Tensor):
+            return self.x_BxE
+        following = None if then is None or isinstance(then.x_BxE, Tensor) else then.x_BxE
+        (x_BxE,) = self.x_BxE.take(following)
+        assert x_BxE is not None
+        return x_BxE
+
+
+class LayerRuns:
+    """Runs the layers of one model for one forward call."""
+
+    def __init__(
+        self,
+        involvement: Involvement,
+        forwards: tuple[LayerForward, ...],
+        *,
+        recompute: Literal["none", "mlp", "full"] = "none",
+        host: HostMemory | None = None,
+        attention_group_tokens: int | None = None,
+    ) -> None:
+        """
+        Args:
+            forwards: the layers' own.
+            host: where what `full` keeps waits for backward; None: on the device.
+            attention_group_tokens: see JengaConfig.
+        """
+        self.involvement = involvement
+        self.parts = involvement.parts
+        self.forwards = forwards
+        self.recompute = recompute
+        self.host = host
+        self.attention_group_tokens = attention_group_tokens
+
+    def with_gradient(
+        self, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None = None
+    ) -> Tensor:
+        """The layer's output for rows that all have gradient.
+
+        Args:
+            x_BxE: all T tokens, or the involved rows if `among` is given: these then see each other only.
+            arguments: the layer's keyword arguments for these rows.
+        """
+        if self.recompute == "full" and torch.is_grad_enabled():
+            y_BxE, left = self.exactly(index, x_BxE, arguments, among)
+            if left.drew_random_numbers:
+                raise _would_differ(index)
+            return self._replayed(index, x_BxE, y_BxE, left.attended, arguments, among)
+        with self._mlp_elimination(index, among):
+            if self.attention_group_tokens is None:
+                return self.forwards[index](x_BxE, **arguments)
+            return self._in_groups(index, x_BxE, arguments, among, self.attention_group_tokens)
+
+    def exactly(
+        self, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None = None
+    ) -> tuple[Tensor, ExactLayer]:
+        """The layer's output for all rows, without gradient, and what it leaves. Arguments as above."""
+        attended: list[Attended] = []
+
+        def attend_and_remember(call: AttentionCall) -> Tensor:
+            refuse_dropout(call)
+            sight = self.involvement.sight(call.window_tokens, among)
+            o_BHxD, lse_BHx = attend(call, sight)
+            if self.recompute == "full":
+                attended.append(Attended(sight))
+            else:
+                attended.append(Attended(sight, _alone(call.k_BKGD), _alone(call.v_BKGD), o_BHxD, lse_BHx))
+            return o_BHxD
+
+        before = random_state(x_BxE.device)
+        with torch.no_grad(), self._mlp_elimination(index, among), self._attention_by(index, attend_and_remember):
+            y_BxE = self.forwards[index](x_BxE, **without_mask(arguments))
+        drew = random_state(x_BxE.device) != before
+        return y_BxE, ExactLayer(x_BxE, arguments, attended[0], drew)
+
+    def with_keys(self, index: int, x_BTE: Tensor, left: ExactLayer) -> ExactLayer:
+        """What the layer left, with the keys and values of all tokens x, made again if they were not kept."""
+        if left.attended.k_BKTD is not None or not torch.is_grad_enabled():
+            return left
+        if left.drew_random_numbers:
+            raise _would_differ(index)
+        call = attention_call(self.parts.layers[index], self.parts.architecture, x_BTE, left.arguments)
+        attended = replace(left.attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
+        return replace(left, attended=attended)
+
+    def rows_of(
+        self,
+        index: int,
+        x_BGE: Tensor,
+        y_BTE: Tensor,
+        left: ExactLayer,
+        row_arguments: Mapping[str, Any],
+        selection: Selection,
+    ) -> Tensor:
+        """The involved rows that leave a layer that has run exactly, with gradient.
+
+        Args:
+            x_BGE: those that enter it, with gradient.
+            y_BTE: all tokens that left it.
+            left: with its keys and values.
+        """
+        if not torch.is_grad_enabled():
+            return take_rows(y_BTE, selection.token_index_BG)
+        attended = left.attended
+        if left.drew_random_numbers:
+            with self._attention_by(index, lambda call: attention_over_new_keys(call, attended, selection)):
+                return self.forwards[index](x_BGE, **without_mask(row_arguments))
+        y_BGE = take_rows(y_BTE, selection.token_index_BG)
+        return self._replayed(index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
+
+    def _replayed(
+        self,
+        index: int,
+        x_BGE: Tensor,
+        y_BGE: Tensor,
+        attended: Attended,
+        row_arguments: Mapping[str, Any],
+        among: Selection | None = None,
+    ) -> Tensor:
+        """The rows y that the layer has made of x, with gradient by replay."""
+        arguments = without_mask(row_arguments)
+
+        def again(x_BGE: Tensor, attended: Attended) -> Tensor:
+            attention = self._attention_by(index, lambda call: attention_of_rows(call, attended))
+            with self._mlp_elimination(index, among), attention:
+                return self.forwards[index](x_BGE, **arguments)
+
+        trained = [parameter for parameter in self.parts.layers[index].parameters() if parameter.requires_grad]
+        return replay(again, x_BGE, y_BGE, attended, trained, self.host)
+
+    def _in_groups(
+        self, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None, group_tokens: int
+    ) -> Tensor:
+        """The layer for rows that attend within shifted groups of so many of them."""
+
+        def attend_in_groups(call: AttentionCall) -> Tensor:
+            refuse_dropout(call)
+            return attention_in_groups(call, self.involvement.sight(call.window_tokens, among), group_tokens)
+
+        with self._attention_by(index, attend_in_groups):
+            return self.forwards[index](x_BxE, **without_mask(arguments))
+
+    def _attention_by(self, index: int, attend: Callable[[AttentionCall], Tensor]) -> AbstractContextManager[None]:
+        return attention_by(self.parts.layers[index], self.parts.architecture, attend)
+
+    def _mlp_elimination(self, index: int, among: Selection | None) -> AbstractContextManager[None]:
+        return nullcontext() if among is None else self.involvement.mlp_elimination(index, among)
+
+
+def refuse_dropout(call: AttentionCall) -> None:
+    """Raise ConfigError for attention that drops out, which what computes attention here does not know."""
+    if call.dropout:
+        raise ConfigError(
+            f"attention dropout is {call.dropout:g}; tokens that are computed exactly, layers that are computed again, "
+            "and attention in groups need the model's config.attention_dropout at 0"
+        )
+
+
+def _would_differ(index: int) -> ConfigError:
+    return ConfigError(
+        f"recompute='full' computes layer {index} twice, but it drops out at random and would differ; set dropout to "
+        "0, of the adapter and of the model's config, or use recompute='none'",
+        param="jenga.recompute",
+    )
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Not a part of something larger, which would be kept with it (Phi-3's v, of its q, k and v)."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+def random_state(device: torch.device) -> object:
+    """Something that is another after a random number was drawn on the device. A step that is being recorded draws
+    none (finetuning/captured_steps.py)."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0].get_offset()
+    return torch.get_rng_state().numpy().tobytes()
