@@ -9,6 +9,7 @@ routes             the way of the rows through the layers
 layer_runs         the ways in which one layer can be run: with gradient, exactly, by replay
 attention_calls    queries, keys and values, caught where a layer hands them to its attention function
 fused              modules in leaner form (fused_attention, projections); forwards: whose forward runs
+training_loss      the loss of what reaches it
 report             what was involved, told afterwards
 
 Only here and in `finetuning` is transformers known. Nothing of it is copied: the model's own forward stays in charge of

@@ -5,8 +5,7 @@ mask, or a batch of more than one; logits are not made. In eval mode, without la
 `fused=False`, the model computes bit for bit what it did before. Instances are patched, never classes, and
 `handle.undo()` leaves no trace.
 
-The loss is the mean over the labels of tokens that reached the loss. Under gradient accumulation (transformers passes
-`num_items_in_batch`), micro-batches are weighted by all their labels, so that keeping everything equals dense training.
+What the loss is, is in training_loss.py.
 """
 
 from __future__ import annotations
@@ -21,26 +20,25 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from jenga_core.config import JengaConfig, SelectionConfig
 from jenga_core.elimination.thresholds import Thresholds
 from jenga_core.errors import ConfigError
-from jenga_core.loss.segmented_cross_entropy import IGNORE, segmented_cross_entropy
+from jenga_core.loss.segmented_cross_entropy import IGNORE
 from jenga_core.memory.offload import HostMemory
 from jenga_core.patching.attention_calls import without_masks
-from jenga_core.patching.forwards import Forward, Forwards, is_of_its_library, is_unobserved
+from jenga_core.patching.forwards import Forward, Forwards, is_of_its_library
 from jenga_core.patching.fused import fuse
 from jenga_core.patching.involvement import Involvement
 from jenga_core.patching.layer_runs import LayerRuns
 from jenga_core.patching.parts import Parts, parts_of
 from jenga_core.patching.report import JengaReport, report_on
 from jenga_core.patching.routes import Dense, Route, route_of
+from jenga_core.patching.training_loss import check_loss, training_loss
 from jenga_core.prediction.predictor import Predictors
 
 _EVERYTHING = SelectionConfig(keep_fraction=1.0, target_fraction=0.0, asked_by="all", loss_on="all")
-_OF_ANOTHER_LOSS, _MORE_THAN_A_LOSS = ("shift_labels", "ignore_index"), ("output_hidden_states", "output_attentions")
 _LOGGER = logging.getLogger(__name__)
 _NOT_FOR_THE_DECODER = frozenset({"labels", "num_items_in_batch", "logits_to_keep", "return_dict", "use_cache"})
 
@@ -305,44 +303,18 @@ class JengaHandle:
                 "everything; load the model in bfloat16 and train it without autocast, or use recompute='full'",
                 param="jenga.recompute",
             )
-        self._check_the_loss(given)
+        check_loss(self.parts, given)
         hidden, involvement = self.run(given, selection)
-        kept_targets, weight = involvement.loss_targets(), self.parts.head.weight
-        if torch.is_autocast_enabled(hidden.device.type):  # as it would cast the head's product
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight = hidden.to(dtype), weight.to(dtype)
-        loss = segmented_cross_entropy(
+        loss = training_loss(
             hidden,
-            weight,
-            kept_targets,
+            involvement,
+            self.parts,
             segment_tokens=self.config.loss.segment_tokens,
-            softcap=self.parts.logit_softcap,
-            leave_out=not involvement.has_many_labels,
+            num_items_in_batch=given.get("num_items_in_batch"),
         )
-        loss = loss / (kept_targets != IGNORE).sum().clamp(min=1)
-        if given.get("num_items_in_batch") is not None:
-            loss = loss * ((involvement.targets_BT != IGNORE).sum() / given["num_items_in_batch"])
         if selection is not None:
             self.last = involvement
         return CausalLMOutputWithPast(loss=loss)
-
-    def _check_the_loss(self, given: Mapping[str, Any]) -> None:
-        """Raise ConfigError where the model's own forward would compute another loss, or more than a loss."""
-        for name in (*_OF_ANOTHER_LOSS, *_MORE_THAN_A_LOSS):
-            if given.get(name) is not None and given[name] is not False:
-                does = "takes the next token's loss" if name in _OF_ANOTHER_LOSS else "gives the loss alone"
-                raise ConfigError(f"{name} is given, but training with Jenga {does}; leave it out", param=name)
-        causal_lm = self.parts.causal_lm
-        if causal_lm.loss_function is not ForCausalLMLoss:
-            raise ConfigError(
-                f"the model's loss_function is {causal_lm.loss_function!r}, but Jenga computes transformers' own "
-                "cross entropy for causal language models, in segments"
-            )
-        if not is_unobserved(self.parts.head):
-            raise ConfigError(
-                "the language-model head has a hook or a forward of somebody's, which the loss in segments would pass "
-                "by; take it away while the model trains"
-            )
 
 
 def _check(parts: Parts, config: JengaConfig) -> None:
