@@ -1,0 +1,1 @@
+"""Teams and their keys, and what they may use."""

@@ -1,0 +1,1 @@
+"""What a job would need, before it is made."""

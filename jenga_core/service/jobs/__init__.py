@@ -1,0 +1,1 @@
+"""Jobs: `spec` makes one, `lifecycle` alone moves its state, `events` tells what happened, `repository` reads."""

@@ -1,0 +1,1 @@
+"""What is shown of jobs, to people and to Prometheus."""

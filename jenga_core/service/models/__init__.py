@@ -1,0 +1,1 @@
+"""What jobs may name: base models, and predictors that earlier jobs made."""

@@ -1,0 +1,1 @@
+"""Webhooks: an outbox in the transaction of the change, and who delivers it."""
