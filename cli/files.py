@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
@@ -99,12 +100,30 @@ def _fetch(service: Service, results: list[dict[str, Any]], folder: Path) -> lis
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .tar.gz. Raises JengaError if it is none, or has a member that would lie outside the folder."""
+    """Unpack a .tar.gz of plain files. Raises JengaError if it is none, or has a member that is something else or would
+    lie outside the folder."""
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            for member in tar:
+                _unpack_member(tar, member, folder)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise JengaError(f"{archive.name} is not unpacked: {error}") from error
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """By hand: `tarfile`'s filters are not in every Python 3.11. Raises OSError."""
+    target = (folder / member.name).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise OSError(f"{member.name!r} would lie outside the destination")
+    if member.isdir():
+        target.mkdir(parents=True, exist_ok=True)
+        return
+    source = tar.extractfile(member) if member.isfile() else None
+    if source is None:
+        raise OSError(f"{member.name!r} is no plain file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def _name_of(file: dict[str, Any]) -> str:

@@ -10,10 +10,10 @@ standard library, fine-tunes with the official `openai` client, and checks the a
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -133,8 +133,7 @@ def download_adapter(client: OpenAI, job: dict[str, Any]) -> Path:
         name = client.files.retrieve(file_id).filename
         client.files.content(file_id).write_to_file(folder / Path(name).name)
     [archive] = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    shutil.unpack_archive(archive, folder)
     [config] = folder.rglob("adapter_config.json")
     return config.parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ def test_a_member_outside_the_folder_is_refused(tmp_path: Path, name: str) -> No
     with pytest.raises(JengaError, match="outside the destination"):
         unpack(packed, tmp_path / "adapter")
     assert not (tmp_path / "outside").exists()
+
+
+def test_a_link_is_refused(tmp_path: Path) -> None:
+    packed = tmp_path / "adapter.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(JengaError, match="'link' is no plain file"):
+        unpack(packed, tmp_path / "adapter")
 
 
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -159,7 +160,7 @@ def test_the_trainer_sees_its_devices_and_no_others(
 ) -> None:
     worker_id = join_fleet(database, *gpus("a", "b", "c"))
     code = "import os,sys; print(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(7)"
-    supervisor = Supervisor(settings, database, stop, worker_id, command=("python", "-c", code), tick_seconds=0.1)
+    supervisor = Supervisor(settings, database, stop, worker_id, command=(sys.executable, "-c", code), tick_seconds=0.1)
     job_id = submit("unused")
     with database.writing() as session:
         session.get_one(Job, job_id).gpus = 2

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -160,8 +159,7 @@ def test_a_job_from_start_to_adapter(tmp_path: Path, finished: Run) -> None:
     table = (output / "metrics.csv").read_text().splitlines()
     assert table[0] == "step,train_loss,valid_loss,learning_rate"
     assert len(table) == 1 + 7
-    with tarfile.open(output / "adapter.tar.gz") as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+    shutil.unpack_archive(output / "adapter.tar.gz", tmp_path / "unpacked")
     PeftModel.from_pretrained(tiny_model(), tmp_path / "unpacked")
 
 
