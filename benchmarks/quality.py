@@ -37,7 +37,7 @@ from jenga_core.finetuning.data import collator, encode
 from jenga_core.finetuning.evaluation import evaluate
 from jenga_core.finetuning.pretrained import load_tokenizer
 from jenga_core.patching.apply import JengaHandle
-from jenga_core.rows import TextRow
+from jenga_core.training_rows import TextRow
 
 TRAINING_SEED, HELD_OUT_SEED = 1, 2
 SETTING = ("task", "context", "keep_fraction", "learning_rate")

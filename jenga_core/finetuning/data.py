@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jenga_core.errors import DataError
 from jenga_core.loss.segmented_cross_entropy import IGNORE
-from jenga_core.rows import ChatRow, CompletionRow, Row, TextRow, read_rows
+from jenga_core.training_rows import ChatRow, CompletionRow, Row, TextRow, read_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

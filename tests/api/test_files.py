@@ -61,7 +61,7 @@ def test_a_wrong_row_is_named(api: Api, subtests: pytest.Subtests) -> None:
 
 def test_a_file_without_line_ends_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("jenga_core.rows.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("jenga_core.training_rows.MAX_ROW_BYTES", 1000)
     path = tmp_path / "one-line.jsonl"
     path.write_bytes(b'{"text": "' + b"x" * 5000 + b'"}')
     with pytest.raises(Exception, match="Row 1: the row has 1002 bytes; at most 1000"):

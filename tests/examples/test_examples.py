@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from jenga_core import JengaConfig
-from jenga_core.rows import TextRow, read_rows
+from jenga_core.training_rows import TextRow, read_rows
 from tests.support.tiny import save_tiny_model, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

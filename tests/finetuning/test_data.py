@@ -10,7 +10,7 @@ import pytest
 
 from jenga_core.errors import DataError
 from jenga_core.finetuning.data import collator, encode, encode_file
-from jenga_core.rows import ChatRow, CompletionRow, TextRow
+from jenga_core.training_rows import ChatRow, CompletionRow, TextRow
 from tests.support.tiny import tiny_tokenizer
 
 END = 2

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from jenga_core.finetuning.checkpoints import newest_whole
 from jenga_core.finetuning.pretrained import load_tokenizer, stretch_positions
 from jenga_core.patching.architectures import architecture_of
-from jenga_core.rows import read_rows
+from jenga_core.training_rows import read_rows
 from worker.training_job import TrainingJob
 
 

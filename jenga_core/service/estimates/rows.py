@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jenga_core.errors import DataError
-from jenga_core.rows import MAX_ROW_BYTES, Row, parse_row
 from jenga_core.service.estimates.tokens import RowTokens, TokenCounter
+from jenga_core.training_rows import MAX_ROW_BYTES, Row, parse_row
 
 COUNTED_BYTES = 64 * 2**20
 ENCODED_AT_ONCE_BYTES = 4 * 2**20

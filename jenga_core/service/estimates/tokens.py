@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from jenga_core.errors import ConfigError, DataError
-from jenga_core.rows import ChatRow, CompletionRow, Row, TextRow
+from jenga_core.training_rows import ChatRow, CompletionRow, Row, TextRow
 
 PIECE_CHARACTERS = 2**20
 AT_ONCE = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jenga_core.rows import MAX_ROW_BYTES, read_rows
+from jenga_core.training_rows import MAX_ROW_BYTES, read_rows
 
 
 def count_rows(path: Path) -> int:

@@ -14,12 +14,12 @@ from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError, DataError
 from jenga_core.finetuning.data import encode_file
 from jenga_core.finetuning.trainer import make_plan
-from jenga_core.rows import ChatRow, parse_row
 from jenga_core.service.estimates import rows as rows_module
 from jenga_core.service.estimates import tokens as tokens_module
 from jenga_core.service.estimates.estimate import require_sequences, steps_of
 from jenga_core.service.estimates.rows import count_file
 from jenga_core.service.estimates.tokens import TokenCounter
+from jenga_core.training_rows import ChatRow, parse_row
 from tests.support.tiny import tiny_tokenizer
 
 

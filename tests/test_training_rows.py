@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jenga_core import rows
+from jenga_core import training_rows
 from jenga_core.errors import DataError
-from jenga_core.rows import ChatRow, CompletionRow, TextRow, parse_row, read_rows
+from jenga_core.training_rows import ChatRow, CompletionRow, TextRow, parse_row, read_rows
 
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
@@ -26,12 +26,12 @@ CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": 
         ({"prompt": "", "completion": "from nothing"}, CompletionRow("", "from nothing")),
     ],
 )
-def test_the_three_kinds(value: dict[str, object], row: rows.Row) -> None:
+def test_the_three_kinds(value: dict[str, object], row: training_rows.Row) -> None:
     assert parse_row(json.dumps(value).encode()) == row
 
 
 def test_a_byte_order_mark_is_passed_over() -> None:
-    assert parse_row(b'\xef\xbb\xbf{"text": "x"}') == rows.TextRow("x")
+    assert parse_row(b'\xef\xbb\xbf{"text": "x"}') == training_rows.TextRow("x")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_every_refusal_says_why(line: bytes, reason: str) -> None:
 
 
 def test_a_row_is_not_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 20)
+    monkeypatch.setattr(training_rows, "MAX_ROW_BYTES", 20)
     assert parse_row(b'{"text": "12345678"}') == TextRow("12345678")
     with pytest.raises(DataError, match="the row has 21 bytes; at most 20"):
         parse_row(b'{"text": "123456789"}')
