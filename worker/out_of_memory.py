@@ -38,12 +38,11 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
     except JengaError:  # the model is gone meanwhile; what the trainer told is still true
         return told.message
     predicted = estimate(shape, config, batch_size)
-    measured = "" if told.peak_bytes is None else f", measured {told.peak_bytes / GIB:.1f} GiB when it failed"
     change = smallest_change(shape, config, batch_size, min(capacity_bytes, predicted.expected_bytes - 1))
     return (
         f"out of memory: predicted {predicted.expected_bytes / GIB:.1f} GiB "
-        f"({predicted.low_bytes / GIB:.1f} to {predicted.high_bytes / GIB:.1f}){measured}, the GPU has "
-        f"{capacity_bytes / GIB:.1f} GiB; "
+        f"({predicted.low_bytes / GIB:.1f} to {predicted.high_bytes / GIB:.1f}), measured "
+        f"{told.peak_bytes / GIB:.1f} GiB when it failed, the GPU has {capacity_bytes / GIB:.1f} GiB; "
         + (f"{change} would need less" if change else "no setting of this model and context needs less")
         + f". {told.message}"
     )

@@ -124,7 +124,9 @@ def _out_of_memory(session: Session, wishes: Wishes, settings: Settings, job: Jo
     if smaller is None or wishes.state is not JobState.RUNNING:
         fail(session, job, ErrorMessage(code="out_of_memory", message=message))
         return
-    changes = "recompute='full'" + (" and offload" if smaller["offload"] else " and without offload")
+    changes = "recompute='full'"
+    if smaller["offload"] != job.config.get("offload", False):
+        changes += " and offload" if smaller["offload"] else " and without offload"
     told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with {changes}"
     events.append(session, job.id, storable(told), level="warn")
     lifecycle.requeue(session, job.id, job.lease_token, counted=False, config=smaller, shrunk=True)

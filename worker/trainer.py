@@ -116,8 +116,9 @@ def run(job: TrainingJob) -> int:
 
 def _out_of_memory(job: TrainingJob, error: BaseException) -> str:
     config = job.spec.config
+    where = job.device if isinstance(error, torch.OutOfMemoryError) else "the host"
     return (
-        f"out of memory on {job.device} with context_length_tokens {config.context_length_tokens} and keep_fraction "
+        f"out of memory on {where} with context_length_tokens {config.context_length_tokens} and keep_fraction "
         f"{config.selection.keep_fraction}; a shorter context, a smaller keep_fraction or batch_size 1 needs less: "
         f"{error}"
     )

@@ -111,16 +111,20 @@ def mean_by_distance(scores_BNN: Tensor, blocks: Blocks, reach_blocks: int | Non
     Where that leaves nothing, or nothing but zeros, the mean reads 1.
     """
     N = scores_BNN.shape[1]
+    block_N = torch.arange(N, device=scores_BNN.device)
     counts_BNN = blocks.seen(reach_blocks) & ~blocks.is_first_of_document()[:, None, :]
 
     def sums(values_BNN: Tensor) -> Tensor:
         """Over the queries of a document, B x N (query) x N (distance)."""
         if blocks.is_plain:
             return _by_distance(values_BNN).sum(dim=1, keepdim=True).expand(-1, N, -1)
-        return blocks.same_document().float() @ _by_distance(values_BNN)
+        first_BN = torch.where(blocks.is_first_of_document(), block_N, 0).cummax(dim=1).values
+        end_BN = first_BN + blocks.same_document().sum(dim=2)
+        up_to_BNN = torch.nn.functional.pad(_by_distance(values_BNN).double().cumsum(dim=1), (0, 0, 1, 0))
+        last, before = (up_to_BNN.gather(1, row_BN[:, :, None].expand(-1, -1, N)) for row_BN in (end_BN, first_BN))
+        return (last - before).to(values_BNN.dtype)
 
-    means_BNN = sums(scores_BNN * counts_BNN) / sums(counts_BNN.float()).clamp(min=1)
-    block_N = torch.arange(N, device=scores_BNN.device)
+    means_BNN = sums(scores_BNN * counts_BNN) / sums(counts_BNN.to(scores_BNN.dtype)).clamp(min=1)
     distance_NN = (block_N[:, None] - block_N).clamp(min=0)
     return torch.where(means_BNN > 0, means_BNN, 1.0).gather(2, distance_NN.expand_as(scores_BNN))
 

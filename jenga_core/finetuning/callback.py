@@ -15,7 +15,13 @@ class JengaCallback(TrainerCallback):
 
     def __init__(self, handle: JengaHandle) -> None:
         self.handle = handle
+        self._next = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """The Trainer calls it; a resumed run goes on with the epoch that it was in."""
+        self._next = int(state.epoch or 0)
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """The Trainer calls it; a resumed run begins with the epoch that it was in."""
-        self.handle.epoch = int(state.epoch or 0)
+        """The Trainer calls it. Counted here: of data without a length the Trainer's own count lags behind."""
+        self.handle.epoch = self._next
+        self._next += 1

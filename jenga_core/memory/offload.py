@@ -64,7 +64,8 @@ class Parcel:
 
     def __init__(self, tensors: Tensors) -> None:
         self._copying: _Copying | None = None
-        self._on_device: list[Tensor | None] | None = [None if each is None else _dense(each) for each in tensors]
+        self._on_device: list[Tensor | None] | None = None
+        self._on_device = [None if each is None else _dense(each) for each in tensors]
         self._copying = _Copying(self._on_device, "leaving")
         with self._copying:
             self._in_host_memory = [None if each is None else _InPieces.of(each) for each in self._on_device]
@@ -126,6 +127,8 @@ class _InPieces:
         try:
             pieces = [torch.empty_like(part, device="cpu", pin_memory=True) for part in _pieces(tensor)]
         except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
             raise MemoryError(
                 f"the host has no {tensor.nbytes / 2**30:.2f} GiB left to pin, where offload keeps what layers leave; "
                 "leave offload out, or use fewer tokens"

@@ -199,7 +199,8 @@ class JengaHandle:
     def undo(self) -> None:
         """Give the model its own forwards back. Harmless when repeated."""
         self._forwards.undo()
-        _HANDLES.pop(id(self.parts.causal_lm), None)
+        if _HANDLES.get(id(self.parts.causal_lm)) is self:
+            del _HANDLES[id(self.parts.causal_lm)]
         if self._lean_modules is not None:
             self._lean_modules.undo()
 
@@ -217,7 +218,8 @@ class JengaHandle:
 
     def _causal_lm_forward(self, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         given = self._signature.bind(*args, **kwargs).arguments
-        given = {**given, **given.pop("kwargs", {})}
+        others = given.pop("kwargs", {})
+        given = {**given, **others}
         learns = self.parts.causal_lm.training and given.get("labels") is not None
         if not learns or self._is_plain:
             if self.parts.causal_lm.training and torch.is_grad_enabled() and not self._is_plain:
@@ -323,9 +325,11 @@ def _check(parts: Parts, config: JengaConfig) -> None:
     changes_the_model = config.enabled or config.fused or config.recompute != "none" or config.attention_group_tokens
     if changes_the_model and not is_of_its_library(parts.causal_lm):
         forward = parts.causal_lm.forward
+        found = f"{getattr(forward, '__module__', '')}.{getattr(forward, '__qualname__', type(forward).__qualname__)}"
+        wrapped = ", wrapped by somebody" if hasattr(forward, "__wrapped__") else ""
         raise ConfigError(
-            f"the model's forward is {forward.__module__}.{forward.__qualname__}, which training with Jenga would "
-            "bypass; apply Jenga to the model as transformers makes it, and wrap it afterwards"
+            f"the model's forward is {found}{wrapped}, which training with Jenga would bypass; apply Jenga to the "
+            "model as transformers makes it, and wrap it afterwards"
         )
     if config.recompute == "mlp" and not config.fused:
         raise ConfigError(

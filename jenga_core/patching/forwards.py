@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -16,11 +17,17 @@ from torch import nn
 
 Forward = Callable[..., Any]
 
-LEAN = "jenga_lean"
-"""Attribute of a replaced forward that computes the same as that of the module's class."""
+_MARK = "jenga_mark"
 
-_OF = "jenga_of"
-"""Attribute of a replaced forward: its module."""
+
+@dataclass(frozen=True)
+class _Mark:
+    """What is known of a replaced forward; of those that wrap it, which inherit its attributes, nothing."""
+
+    itself: Forward
+    module: nn.Module
+    is_lean: bool
+    """It computes the same as that of the module's class."""
 
 
 class Forwards:
@@ -50,7 +57,8 @@ class Forwards:
         arguments = inspect.signature(before)
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         vars(forward)["__signature__"] = arguments.replace(parameters=[itself, *arguments.parameters.values()])
-        vars(forward).update({LEAN: is_lean, _OF: module})
+        vars(forward)[_MARK] = _Mark(forward, module, is_lean)
+        del vars(forward)["__wrapped__"]  # who unwraps what others put around it must not unwrap it, too
         method = MethodType(forward, module)
         self._replaced[module] = method, own
         module.forward = method
@@ -80,10 +88,19 @@ def is_unobserved(module: nn.Module) -> bool:
     one."""
     own = _own_forward(module)
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and (own is None or getattr(own, LEAN, False))
+    return not any(hooks) and (own is None or getattr(_mark_of(own), "is_lean", False))
 
 
 def _own_forward(module: nn.Module) -> Forward | None:
-    """What the instance has in place of its class's; a copy's is that of the module that it was copied from."""
+    """What the instance has in place of its class's. A copy's is that of the module that it was copied from."""
     own: Forward | None = module.__dict__.get("forward")
-    return own if getattr(own, _OF, module) is module else None
+    if isinstance(own, MethodType) and own.__self__ is module and own.__func__ is type(module).forward:
+        return None
+    mark = _mark_of(own)
+    return own if mark is None or mark.module is module else None
+
+
+def _mark_of(forward: Forward | None) -> _Mark | None:
+    function = forward.__func__ if isinstance(forward, MethodType) else None
+    mark: _Mark | None = getattr(function, _MARK, None)
+    return mark if mark is not None and mark.itself is function else None

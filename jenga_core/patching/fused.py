@@ -83,6 +83,8 @@ class Fused:
         self.recompute_mlp = recompute_mlp
         """Gated MLPs keep only their input for backward, and make gate and up again there."""
         self._forwards = Forwards()
+        ours = [module for layer in parts.layers if is_of_its_library(layer) for module in layer.modules()]
+        self._in_known_layers = frozenset(ours)
         for module in parts.decoder.modules():
             lean = self._lean_form(module)
             if lean is not None:
@@ -140,7 +142,8 @@ class Fused:
         if found is None:
             return NotImplemented
         activation, weights = found
-        ends_layer = class_name(module) not in _NORMED_MLPS and is_unobserved(module)
+        is_only_added = class_name(module) not in _NORMED_MLPS and module in self._in_known_layers
+        ends_layer = is_only_added and is_unobserved(module)
         return gated_mlp(x, *weights, activation=activation, recompute=self.recompute_mlp, ends_layer=ends_layer)
 
     def _check_mlps(self, parts: Parts) -> None:

@@ -85,6 +85,7 @@ class Involvement:
                 "packed documents attend to each other; leave attention_mask out",
                 param="attention_mask",
             )
+        self._given_targets_BT = targets_BT
         if self.blocks.has_padding:  # which predicts nothing, whatever label comes after it
             self.targets_BT = targets_BT = targets_BT.masked_fill(self.blocks.block_of_token_BT < 0, IGNORE)
         has_label_BT = targets_BT != IGNORE
@@ -196,6 +197,11 @@ class Involvement:
         if self.config.loss_on == "all" or self.config.scope == "carried":
             return x_BxE
         return take_rows(x_BxE, self._last_selection.token_index_BG)
+
+    @property
+    def num_labels(self) -> Tensor:
+        """As whoever counts the labels of a batch counts them: those that padding would predict included."""
+        return (self._given_targets_BT != IGNORE).sum()
 
     @property
     def _last_selection(self) -> Selection:

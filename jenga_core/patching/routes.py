@@ -77,7 +77,7 @@ class Carried:
         self.exact_from = 0 if config.below_entry == "forward_only" else involvement.entry_layer
         self.exact_to = involvement.entry_layer if config.unselected == "eliminated" else involvement.num_layers
         self._left: list[ExactLayer] = []
-        self._passed_on: Tensor | None = None
+        self._passed_on: _PassedOn | None = None
         """What the last exact layer handed to the next."""
         self._inputs_in_host_memory = None if layers.host is None else HostMemory()
         self._entry_BTE: Tensor | None = None
@@ -92,7 +92,7 @@ class Carried:
             involvement.selection_at(index, x_BxE, arguments)
         if index < self.exact_from:
             return self.layers.with_gradient(index, x_BxE, arguments)
-        if self._passed_on is not None and x_BxE is not self._passed_on:
+        if self._passed_on is not None and not self._passed_on.is_still(x_BxE):
             raise ConfigError(
                 f"what layer {index - 1} computed was changed before it came to layer {index}, by a hook perhaps; the "
                 "gradient would not know of it: take the hook away, or use below_entry='involved' and "
@@ -101,7 +101,7 @@ class Carried:
         self._passed_on = None
         if index < self.exact_to:
             y_BTE, left = self.layers.exactly(index, x_BxE, arguments)
-            self._passed_on = None if is_last else y_BTE
+            self._passed_on = None if is_last else _PassedOn(y_BTE)
             if self._inputs_in_host_memory is not None:
                 left = left.in_host_memory(self._inputs_in_host_memory)
             self._left.append(left)
@@ -173,6 +173,22 @@ class PerLayer:
         left = self.layers.with_keys(index, x_BTE, left)
         rows_BGE = self.layers.rows_of(index, rows_BGE, y_BTE, left, row_arguments, selection)
         return put_rows(x_BTE + (y_BTE - x_BTE).detach(), rows_BGE, selection)
+
+
+class _PassedOn:
+    """A tensor as it was."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._version = self._version_of(tensor)
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether that is it, unchanged."""
+        return tensor is self._tensor and self._version_of(tensor) == self._version
+
+    @staticmethod
+    def _version_of(tensor: Tensor) -> int:
+        return 0 if tensor.is_inference() else tensor._version
 
 
 class _RowArguments:

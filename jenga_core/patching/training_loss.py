@@ -41,7 +41,8 @@ def training_loss(
         num_items_in_batch: labels of all micro-batches of the optimizer step, as transformers counts them.
     """
     targets_BG, weight = involvement.loss_targets(), parts.head.weight
-    if torch.is_autocast_enabled(hidden_BGE.device.type):  # as it would cast the head's product
+    is_cast = torch.is_autocast_enabled(hidden_BGE.device.type) and hidden_BGE.dtype != torch.float64
+    if is_cast:  # as autocast would the head's product
         dtype = torch.get_autocast_dtype(hidden_BGE.device.type)
         hidden_BGE, weight = hidden_BGE.to(dtype), weight.to(dtype)
     total = segmented_cross_entropy(
@@ -55,15 +56,18 @@ def training_loss(
     loss = total / (targets_BG != IGNORE).sum().clamp(min=1)
     if num_items_in_batch is None:
         return loss
-    return loss * ((involvement.targets_BT != IGNORE).sum() / num_items_in_batch)
+    return loss * (involvement.num_labels / num_items_in_batch)
 
 
 def check_loss(parts: Parts, given: Mapping[str, Any]) -> None:
     """Raise ConfigError where the model's own forward, given these arguments, would compute another loss, or more."""
-    for name in (*_OF_ANOTHER_LOSS, *_MORE_THAN_A_LOSS):
-        if given.get(name) is not None and given[name] is not False:
-            does = "takes the next token's loss" if name in _OF_ANOTHER_LOSS else "gives the loss alone"
-            raise ConfigError(f"{name} is given, but training with Jenga {does}; leave it out", param=name)
+    for name in _OF_ANOTHER_LOSS:
+        if given.get(name) is not None:
+            raise ConfigError(f"{name} is given, but training with Jenga takes the next token's loss", param=name)
+    for name in _MORE_THAN_A_LOSS:
+        asked = given.get(name)
+        if getattr(parts.causal_lm.config, name, False) if asked is None else asked:
+            raise ConfigError(f"{name} is asked for, but training with Jenga gives the loss alone", param=name)
     if parts.causal_lm.loss_function is not ForCausalLMLoss:
         raise ConfigError(
             f"the model's loss_function is {parts.causal_lm.loss_function!r}, but Jenga computes transformers' own "

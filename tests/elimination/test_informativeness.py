@@ -106,3 +106,15 @@ def test_what_is_usual_at_a_distance_is_the_documents_own() -> None:
             alone = split_into_blocks(1, 4 * (end - start), block_tokens=4)
             expected = pool_columns(scores[:, start:end, start:end], alone, column)[0]  # type: ignore[arg-type]
             torch.testing.assert_close(found[start:end], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_autocast_and_dtype_change_no_mean(dtype: torch.dtype) -> None:
+    scores = torch.rand(1, 9, 9, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    positions = torch.cat([torch.arange(12), torch.arange(24)])[None]
+    packed = split_into_blocks(1, 36, block_tokens=4, position_ids=positions)
+    expected = mean_by_distance(scores, packed)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mean_by_distance(scores, packed)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)

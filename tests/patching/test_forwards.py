@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +29,80 @@ DEFERRED = JengaConfig.preset("jenga", selection={"block_tokens": 8, "entry_laye
 
 def louder(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: 1.5 * forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [DENSE, JengaConfig.preset("lora", recompute="full"), KEEP_ALL],
+    ids=["dense", "recomputed", "deferred"],
+)
+def test_a_layer_that_does_more_than_add_its_mlp_has_its_gradient(config: JengaConfig) -> None:
+    model, batch = with_adapter(tiny_model()), tiny_batch(padded=False)
+    layer = model.get_base_model().model.layers[1]  # type: ignore[operator]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: (lambda y: y * (1 + 0.3 * y))(forward(*args, **kwargs))
+    expected, gradients = step(model, batch)
+    apply_jenga(model, config)
+    loss, found = step(model, batch)
+    assert torch.allclose(loss, expected, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[name], gradient, atol=1e-4), name
+
+
+@pytest.mark.parametrize("inherits", [True, False])
+def test_what_is_wrapped_around_a_lean_forward_is_seen(inherits: bool) -> None:
+    """functools.wraps and accelerate's hooks hand the attributes of a forward on to what wraps it."""
+    model, batch = with_adapter(tiny_model()), tiny_batch(padded=False)
+    expected_of = tiny_wrapped(model, inherits)
+    expected, gradients = step(model, batch)
+    expected_of()
+    apply_jenga(model, KEEP_ALL)
+    tiny_wrapped(model, inherits)
+    loss, found = step(model, batch)
+    assert torch.allclose(loss, expected, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[name], gradient, atol=1e-4), name
+
+
+def tiny_wrapped(model: nn.Module, inherits: bool) -> Callable[[], None]:
+    """Every MLP's forward in a wrapper that changes it; what is returned takes the wrappers away."""
+    mlps = [layer.mlp for layer in model.get_base_model().model.layers]  # type: ignore[operator]
+    for mlp in mlps:
+        forward = mlp.forward
+
+        def changed(*args: Any, forward: Callable[..., Tensor] = forward, **kwargs: Any) -> Tensor:
+            y = forward(*args, **kwargs)
+            return y * (1 + y)
+
+        mlp.forward = functools.wraps(forward)(changed) if inherits else changed
+    return lambda: [mlp.__dict__.pop("forward") for mlp in mlps] and None
+
+
+def test_an_old_handle_undone_again_leaves_the_new_one() -> None:
+    model = tiny_model()
+    first = apply_jenga(model, DENSE)
+    first.undo()
+    second = apply_jenga(model, DEFERRED)
+    first.undo()
+    assert handle_of(model) is second
+
+
+def test_a_pickled_copy_is_unpatched_and_can_be_patched() -> None:
+    model, batch = tiny_model(), tiny_batch()
+    expected = model(**batch).loss
+    apply_jenga(model, DEFERRED)
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(**batch).loss, expected)
+    assert handle_of(copied) is None
+    apply_jenga(copied, KEEP_ALL)
+    assert torch.allclose(copied(**batch).loss, expected, atol=1e-5)
+
+
+def test_a_wrapped_model_is_refused_by_name() -> None:
+    model = tiny_model()
+    model.forward = functools.partial(model.forward)
+    with pytest.raises(ConfigError, match=r"forward is functools.partial, which training with Jenga would bypass"):
+        apply_jenga(model, DENSE)
 
 
 @pytest.mark.parametrize("name", ["mlp", "input_layernorm"])
@@ -152,9 +228,16 @@ def test_a_hook_that_changes_what_the_exact_pass_computed_is_refused() -> None:
     layer.register_forward_hook(lambda _module, _given, y: seen.append(y))
     model(**batch)
     assert len(seen) == 1
-    layer.register_forward_hook(lambda _module, _given, y: 1.1 * y)
-    with pytest.raises(ConfigError, match="what layer 0 computed was changed before it came to layer 1"):
-        model(**batch)
+
+    def change_in_place(_module: nn.Module, _given: Any, y: Tensor) -> None:
+        y.mul_(1.1)
+
+    for change in (lambda _module, _given, y: 1.1 * y, change_in_place):
+        hook = layer.register_forward_hook(change)
+        with pytest.raises(ConfigError, match="what layer 0 computed was changed before it came to layer 1"):
+            model(**batch)
+        hook.remove()
+    model(**batch)
 
 
 @pytest.mark.parametrize("config", [JengaConfig.preset("lora", recompute="full"), KEEP_ALL], ids=["dense", "deferred"])
@@ -175,8 +258,8 @@ def test_a_hook_on_the_mlp_is_in_the_gradient(config: JengaConfig) -> None:
     [
         ({"shift_labels": torch.zeros(1, dtype=torch.long)}, "shift_labels is given, .* the next token's loss"),
         ({"ignore_index": 3}, "ignore_index is given"),
-        ({"output_hidden_states": True}, "output_hidden_states is given, .* gives the loss alone"),
-        ({"output_attentions": True}, "output_attentions is given"),
+        ({"output_hidden_states": True}, "output_hidden_states is asked for, .* gives the loss alone"),
+        ({"output_attentions": True}, "output_attentions is asked for"),
     ],
 )
 @pytest.mark.parametrize("config", [DENSE, DEFERRED], ids=["dense", "deferred"])

@@ -379,3 +379,13 @@ def test_padding_predicts_nothing_even_where_a_label_follows(config: dict[str, A
     apply_jenga(model, JengaConfig.parse(config))
     loss = model(input_ids=batch["input_ids"], attention_mask=mask, labels=labels).loss
     assert torch.allclose(loss, expected, atol=1e-5)
+
+
+def test_labels_at_padding_weigh_as_whoever_counted_them_counts() -> None:
+    model, batch = tiny_model(), tiny_batch(batch=2, tokens=40, padded=False)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[1, :11] = 0
+    apply_jenga(model, JengaConfig.preset("lora"))
+    given = {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": batch["labels"]}
+    all_labels = (batch["labels"][:, 1:] != -100).sum()
+    assert torch.allclose(model(**given, num_items_in_batch=all_labels).loss, model(**given).loss)
