@@ -31,7 +31,8 @@ from benchmarks.shapes import SHAPES, make_model
 from jenga_core.config import JengaConfig
 from jenga_core.finetuning.adapters import add_adapter
 from jenga_core.memory.accounting import peak_bytes, reset_peak
-from jenga_core.memory.estimate import CONTEXT_BYTES, ModelShape, estimate
+from jenga_core.memory.estimate import CONTEXT_BYTES, estimate
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.patching.apply import apply_jenga
 
 RESULTS = Path(__file__).parent / "results"
@@ -117,7 +118,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         return {"out_of_memory": str(error).split(". GPU")[0]}
     pinned = torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0) if device.type == "cuda" else 0
     return {"peak_bytes": peak_bytes(device), "pinned_bytes": pinned}

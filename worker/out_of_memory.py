@@ -9,7 +9,9 @@ from sqlalchemy.orm import Session
 
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError, JengaError
-from jenga_core.memory.estimate import ModelShape, estimate, smallest_change
+from jenga_core.memory.estimate import estimate
+from jenga_core.memory.fitting import smallest_change
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import Device, Job
 from jenga_core.service.estimates.estimate import batch_size_of
 from jenga_core.service.fleet import leases

@@ -10,7 +10,7 @@ from api.dependencies import CurrentDatabase, CurrentFiles, CurrentPrincipal, Cu
 from api.schemas.create_job import CreateJob
 from api.schemas.estimates import EstimateObject
 from jenga_core.errors import ConfigError, DataError
-from jenga_core.memory.estimate import ModelShape
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.estimates import estimate
 from jenga_core.service.estimates.rows import count_file
 from jenga_core.service.estimates.tokens import TokenCounter

@@ -105,7 +105,7 @@ def pool_columns(
 
 
 def mean_by_distance(scores_BNN: Tensor, blocks: Blocks, reach_blocks: int | None = None) -> Tensor:
-    """E_{m-n} for each pair, float32 B x N x N, above 0: the mean over the document's pairs that lie as far apart.
+    """E_{m-n} for each pair, B x N x N, above 0: the mean over the document's pairs that lie as far apart.
 
     The first block of a document, the attention sink, is asked by all from everywhere; it has no part in the means.
     Where that leaves nothing, or nothing but zeros, the mean reads 1.

@@ -23,15 +23,13 @@ The coefficients below are the whole of what is fitted. `python -m benchmarks me
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from jenga_core.config import JengaConfig, default_entry_layer, kept_blocks
 from jenga_core.errors import ConfigError
+from jenga_core.memory.model_shape import ModelShape
 
 ELEMENT_BYTES = {"cuda": 2, "cpu": 4}
 """Of weights and activations: bfloat16, or float32 (finetuning/pretrained.py)."""
@@ -50,12 +48,6 @@ adapters' input; q, attention out; k, v; the MLP's activation."""
 
 HEAD_NORMS = ("qwen3", "gemma3_text")
 """Model types that norm each head of q and k; a row with gradient leaves both as they were before, too."""
-
-FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3_text": 6}
-"""Of model types whose other layers' attention slides, where config.json does not say which."""
-
-ATTENTION_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"})
-"""An adapter anywhere else is in the MLP, which is not lean then."""
 
 _ALL_BUT_QUERIES = {"E": 1, "Q": 1, "K": 2, "F": 0}
 WAITING = {"none": _ALL_BUT_QUERIES, "mlp": _ALL_BUT_QUERIES, "full": ROW["full"]}
@@ -126,94 +118,6 @@ UNCERTAIN = {
 }
 """How far below and above a kind may be, as fractions of it."""
 
-LONGEST_TOKENS = 2**24
-"""Where the search for the longest context ends."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What of a model decides how much memory it needs."""
-
-    model_type: str
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    parameters: int
-    layer_types: tuple[str, ...] | None = None
-    """As transformers names them; None: no layer's attention slides."""
-
-    @property
-    def widths(self) -> Mapping[str, int]:
-        """By the letters of the formula."""
-        return {
-            "E": self.hidden,
-            "Q": self.heads * self.head_size,
-            "K": self.kv_heads * self.head_size,
-            "F": self.intermediate,
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, parameters: int | None = None) -> ModelShape:
-        """From a model folder's config.json; `parameters` is counted from the shapes unless given.
-
-        Raises:
-            ConfigError: a field is missing or no number; it is named.
-        """
-
-        def number(*names: str, default: int | None = None) -> int:
-            for name in names:
-                if (value := config.get(name)) is not None:
-                    if not isinstance(value, int) or value <= 0:
-                        raise ConfigError(f"config.json: {name} must be a positive number, got {value!r}")
-                    return value
-            if default is None:
-                raise ConfigError(f"config.json has no {' and no '.join(names)}; its memory cannot be estimated")
-            return default
-
-        hidden, heads = number("hidden_size"), number("num_attention_heads")
-        head_size = number("head_dim", default=hidden // heads)
-        kv_heads = number("num_key_value_heads", default=heads)
-        intermediate, layers = number("intermediate_size", "ffn_dim"), number("num_hidden_layers")
-        vocabulary = number("vocab_size")
-        model_type = str(config.get("model_type", ""))
-        gated = "ffn_dim" not in config
-        if parameters is None:
-            attention = 2 * hidden * head_size * (heads + kv_heads)
-            mlp = (3 if gated else 2) * hidden * intermediate
-            tied = config.get("tie_word_embeddings", model_type in ("opt", "gemma2", "gemma3_text"))
-            embeddings = vocabulary * hidden * (1 if tied else 2)
-            parameters = embeddings + layers * (attention + mlp + 2 * hidden) + hidden
-        layer_types = _layer_types(config, model_type, layers)
-        return cls(
-            model_type, hidden, intermediate, layers, heads, kv_heads, head_size, vocabulary, parameters, layer_types
-        )
-
-    @classmethod
-    def from_folder(cls, folder: Path, *, parameters: int | None = None) -> ModelShape:
-        """From the config.json inside. Raises ConfigError."""
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise ConfigError(f"{path} must hold a JSON object, got {type(config).__name__}")
-        return cls.from_config(config, parameters=parameters)
-
-
-def _layer_types(config: Mapping[str, Any], model_type: str, layers: int) -> tuple[str, ...] | None:
-    """Named in the config, or every n-th full, as transformers reads older ones."""
-    if isinstance(named := config.get("layer_types"), list) and len(named) == layers:
-        return tuple(map(str, named))
-    every = config.get("sliding_window_pattern", FULL_ATTENTION_EVERY.get(model_type))
-    if not isinstance(every, int) or every < 1:
-        return None
-    return tuple("sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers))
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -275,75 +179,6 @@ def estimate(
     )
 
 
-def longest_context(
-    shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int, device_kind: str = "cuda"
-) -> int:
-    """The largest context_length_tokens, in whole blocks, that fits a device of that size; 0 if not even a block does.
-
-    The model's own limit on positions is not looked at.
-    """
-    block = config.selection.block_tokens
-
-    def fits(blocks: int) -> bool:
-        longer = config.model_copy(update={"context_length_tokens": blocks * block})
-        return estimate(shape, longer, batch_size, device_kind=device_kind).device_bytes <= capacity_bytes
-
-    fit, too_long = 0, max(LONGEST_TOKENS // block, 1)
-    while too_long - fit > 1:
-        middle = (fit + too_long) // 2
-        fit, too_long = (middle, too_long) if fits(middle) else (fit, middle)
-    return fit * block
-
-
-def smallest_change(
-    shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int, device_kind: str = "cuda"
-) -> str | None:
-    """The change that costs least and makes the job fit a device of that size, in words; None when nothing does.
-
-    Tried in this order: computing again what was not kept (costs time), keeping the rest in the host's memory, smaller
-    micro-batches, fewer kept tokens (costs quality), all of these, a shorter context.
-    """
-
-    def fits(changed: JengaConfig, batch: int) -> bool:
-        return estimate(shape, changed, batch, device_kind=device_kind).device_bytes <= capacity_bytes
-
-    leaner = _leaner(shape, config, device_kind)
-    for words, changed in leaner:
-        if fits(changed, batch_size):
-            return words
-    if batch_size > 1 and fits(config, 1):
-        return f"batch_size 1 and gradient_accumulation_steps {config.gradient_accumulation_steps * batch_size}"
-    leanest = leaner[-1][1] if leaner else config
-    leanest_in_words = [words for words, _ in leaner[-1:]]
-    for start, changes in ((config, []), (leanest, leanest_in_words)):
-        for fraction in (0.3, 0.25, 0.2, 0.15, 0.1):
-            sparse = _with_keep_fraction(start, fraction)
-            if sparse is not None and fits(sparse, batch_size):
-                method = "" if config.enabled else "preset='jenga' with "
-                return " and ".join([*changes, f"{method}keep_fraction {fraction:g}"])
-    longest = longest_context(shape, leanest, 1, capacity_bytes, device_kind)
-    if longest < config.selection.block_tokens * 2:
-        return None
-    return ", ".join([*leanest_in_words, f"batch_size 1 and context_length_tokens {longest}"])
-
-
-def _leaner(shape: ModelShape, config: JengaConfig, device_kind: str) -> list[tuple[str, JengaConfig]]:
-    """The ways of keeping less on the device than the config that this model and config take, least change first; in
-    words, too."""
-    order = ("none", "mlp", "full")
-    more = list(order[order.index(config.recompute) + 1 :])
-    adapts_mlp = set(config.lora.target_modules or ()) - ATTENTION_LINEARS
-    if "mlp" in more and (not config.fused or shape.model_type in PLAIN_MLP or adapts_mlp):
-        more.remove("mlp")
-    if "full" in more and (config.lora.dropout > 0 or config.attention_group_tokens is not None):
-        more.remove("full")
-    found = [(f"recompute={each!r}", config.model_copy(update={"recompute": each})) for each in more]
-    if device_kind == "cuda" and not config.offload and "full" in (config.recompute, *more):
-        again = "" if config.recompute == "full" else "recompute='full' and "
-        found.append((f"{again}offload=True", config.model_copy(update={"recompute": "full", "offload": True})))
-    return found
-
-
 def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
     """The elements that a row leaves in a layer that runs with gradient."""
     row = dict(ROW[config.recompute])
@@ -356,14 +191,6 @@ def _row_of(shape: ModelShape, config: JengaConfig) -> Mapping[str, int]:
     if config.attention_group_tokens is not None:  # both halves' outputs, and what is made of them
         row["Q"] += 1
     return row
-
-
-def _with_keep_fraction(config: JengaConfig, fraction: float) -> JengaConfig | None:
-    """The config that keeps only so much; None when it keeps less already."""
-    if config.enabled and config.selection.keep_fraction <= fraction:
-        return None
-    selection = config.selection.model_copy(update={"keep_fraction": fraction})
-    return config.model_copy(update={"enabled": True, "selection": selection})
 
 
 def _kept_tokens(config: JengaConfig, batch_size: int) -> int:

@@ -17,14 +17,9 @@ from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
 from jenga_core.layers import gated_mlp
 from jenga_core.memory import estimate as counted
-from jenga_core.memory.estimate import (
-    CONTEXT_BYTES,
-    MemoryEstimate,
-    ModelShape,
-    estimate,
-    longest_context,
-    smallest_change,
-)
+from jenga_core.memory.estimate import CONTEXT_BYTES, MemoryEstimate, estimate
+from jenga_core.memory.fitting import longest_context, smallest_change
+from jenga_core.memory.model_shape import ModelShape
 
 GIB = 2**30
 LLAMA_8B: dict[str, Any] = {

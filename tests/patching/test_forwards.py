@@ -27,6 +27,15 @@ KEEP_ALL = JengaConfig.preset("jenga", keep_fraction=1.0, selection={"block_toke
 DEFERRED = JengaConfig.preset("jenga", selection={"block_tokens": 8, "entry_layer": 2})
 
 
+def assert_step_gives(
+    model: nn.Module, batch: dict[str, Tensor], expected: Tensor, gradients: dict[str, Tensor], *, atol: float
+) -> None:
+    loss, found = step(model, batch)
+    assert torch.allclose(loss, expected, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(found[name], gradient, atol=atol), name
+
+
 def louder(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: 1.5 * forward(*args, **kwargs)
 
@@ -43,39 +52,35 @@ def test_a_layer_that_does_more_than_add_its_mlp_has_its_gradient(config: JengaC
     layer.forward = lambda *args, **kwargs: (lambda y: y * (1 + 0.3 * y))(forward(*args, **kwargs))
     expected, gradients = step(model, batch)
     apply_jenga(model, config)
-    loss, found = step(model, batch)
-    assert torch.allclose(loss, expected, atol=1e-5)
-    for name, gradient in gradients.items():
-        assert torch.allclose(found[name], gradient, atol=1e-4), name
+    assert_step_gives(model, batch, expected, gradients, atol=1e-4)
 
 
 @pytest.mark.parametrize("inherits", [True, False])
 def test_what_is_wrapped_around_a_lean_forward_is_seen(inherits: bool) -> None:
     """functools.wraps and accelerate's hooks hand the attributes of a forward on to what wraps it."""
     model, batch = with_adapter(tiny_model()), tiny_batch(padded=False)
-    expected_of = tiny_wrapped(model, inherits)
+    wrap_mlps(model, inherits)
     expected, gradients = step(model, batch)
-    expected_of()
+    for mlp in mlps_of(model):
+        del mlp.forward
     apply_jenga(model, KEEP_ALL)
-    tiny_wrapped(model, inherits)
-    loss, found = step(model, batch)
-    assert torch.allclose(loss, expected, atol=1e-5)
-    for name, gradient in gradients.items():
-        assert torch.allclose(found[name], gradient, atol=1e-4), name
+    wrap_mlps(model, inherits)
+    assert_step_gives(model, batch, expected, gradients, atol=1e-4)
 
 
-def tiny_wrapped(model: nn.Module, inherits: bool) -> Callable[[], None]:
-    """Every MLP's forward in a wrapper that changes it; what is returned takes the wrappers away."""
-    mlps = [layer.mlp for layer in model.get_base_model().model.layers]  # type: ignore[operator]
-    for mlp in mlps:
-        forward = mlp.forward
+def mlps_of(model: nn.Module) -> list[nn.Module]:
+    return [layer.mlp for layer in model.get_base_model().model.layers]  # type: ignore[operator]
 
-        def changed(*args: Any, forward: Callable[..., Tensor] = forward, **kwargs: Any) -> Tensor:
+
+def wrap_mlps(model: nn.Module, inherits: bool) -> None:
+    """Put around every MLP's forward what changes its output."""
+    for mlp in mlps_of(model):
+
+        def changed(*args: Any, forward: Callable[..., Tensor] = mlp.forward, **kwargs: Any) -> Tensor:
             y = forward(*args, **kwargs)
             return y * (1 + y)
 
-        mlp.forward = functools.wraps(forward)(changed) if inherits else changed
-    return lambda: [mlp.__dict__.pop("forward") for mlp in mlps] and None
+        mlp.forward = functools.wraps(mlp.forward)(changed) if inherits else changed
 
 
 def test_an_old_handle_undone_again_leaves_the_new_one() -> None:
@@ -127,10 +132,7 @@ def test_a_forward_that_somebody_replaced_in_a_class_is_obeyed(monkeypatch: pyte
     model, batch = with_adapter(tiny_model()), tiny_batch()
     expected, gradients = step(model, batch)
     apply_jenga(model, DENSE)
-    loss, found = step(model, batch)
-    assert torch.allclose(loss, expected, atol=1e-5)
-    for name, gradient in gradients.items():
-        assert torch.allclose(found[name], gradient, atol=1e-5), name
+    assert_step_gives(model, batch, expected, gradients, atol=1e-5)
 
 
 def test_a_copy_is_unpatched_and_can_be_patched_itself() -> None:
@@ -247,10 +249,7 @@ def test_a_hook_on_the_mlp_is_in_the_gradient(config: JengaConfig) -> None:
         layer.mlp.register_forward_hook(lambda _module, _given, y: y * (1 + y))
     expected, gradients = step(model, batch)
     apply_jenga(model, config)
-    loss, found = step(model, batch)
-    assert torch.allclose(loss, expected, atol=1e-5)
-    for name, gradient in gradients.items():
-        assert torch.allclose(found[name], gradient, atol=1e-4), name
+    assert_step_gives(model, batch, expected, gradients, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +293,7 @@ def test_a_tuple_where_one_is_asked_for() -> None:
 def test_training_without_labels_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     model, batch = tiny_model(), tiny_batch()
     apply_jenga(model, DEFERRED)
-    labels = batch.pop("labels")
+    del batch["labels"]
     with caplog.at_level(logging.WARNING):
         model.eval()(**batch)
         with torch.no_grad():
@@ -303,4 +302,3 @@ def test_training_without_labels_is_told_once(caplog: pytest.LogCaptureFixture) 
         model(**batch)
         model(**batch)
     assert [message.partition(",")[0] for message in caplog.messages] == ["a forward in train mode has no labels"]
-    assert labels is not None

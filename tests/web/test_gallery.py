@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import select
 
 from jenga_core.config import JengaConfig
-from jenga_core.memory.estimate import ModelShape, estimate
+from jenga_core.memory.estimate import estimate
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.accounts.keys import create_key, key_id_of
 from jenga_core.service.accounts.teams import create_team
 from jenga_core.service.db.models import Job, JobMemory, JobMetric, JobSelection

@@ -18,7 +18,9 @@ from sqlalchemy.orm import Session
 from jenga_core.config import JengaConfig
 from jenga_core.errors import DataError
 from jenga_core.memory import estimate as memory
-from jenga_core.memory.estimate import MemoryEstimate, ModelShape
+from jenga_core.memory.estimate import MemoryEstimate
+from jenga_core.memory.fitting import longest_context, smallest_change
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import Job, JobMetric
 from jenga_core.service.estimates.rows import RowCounts
 from jenga_core.service.fleet.repository import DeviceView, Fleet
@@ -97,7 +99,7 @@ def fits_of(shape: ModelShape, config: JengaConfig, batch_size: int, fleet: Flee
             needed = memory.estimate(shape, config, batch_size, device_kind=device.kind).device_bytes
             longest = None
             if device.kind == "cuda":
-                longest = memory.longest_context(shape, config, batch_size, device.memory_bytes)
+                longest = longest_context(shape, config, batch_size, device.memory_bytes)
             found.append(Fit(device, needed <= device.memory_bytes, longest))
     return found
 
@@ -108,7 +110,7 @@ def advice_of(shape: ModelShape, config: JengaConfig, batch_size: int, fits: Seq
     if not gpus or any(fit.fits for fit in gpus):
         return None
     largest = max(fit.device.memory_bytes for fit in gpus)
-    change = memory.smallest_change(shape, config, batch_size, largest)
+    change = smallest_change(shape, config, batch_size, largest)
     if change is None:
         return f"no setting makes this job fit the largest GPU here ({largest / 2**30:.0f} GiB); use a smaller model"
     return f"no GPU here is large enough; with {change} the job would fit the largest ({largest / 2**30:.0f} GiB)"

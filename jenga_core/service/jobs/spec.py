@@ -19,7 +19,9 @@ from sqlalchemy.orm import Session
 
 from jenga_core.config import MAX_ROPE_FACTOR, JengaConfig
 from jenga_core.errors import ConfigError, DataError, NotFoundError
-from jenga_core.memory.estimate import ModelShape, estimate, longest_context, smallest_change
+from jenga_core.memory.estimate import estimate
+from jenga_core.memory.fitting import longest_context, smallest_change
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.patching.architectures import architecture_of, check_rope
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import BaseModelEntry, Device, Job

@@ -9,7 +9,8 @@ import pytest
 
 from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
-from jenga_core.memory.estimate import ModelShape, estimate
+from jenga_core.memory.estimate import estimate
+from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import BaseModelEntry, Job
 from jenga_core.service.db.session import Database
 from jenga_core.service.fleet.registration import Report
