@@ -65,7 +65,8 @@ def bars(model: str = FULL_GRID_MODEL) -> list[Spec]:
 
 def grid() -> list[Spec]:
     """Everything: all lengths and keep fractions for Llama-3-8B, 8K and 32K at 0.4 for the others. The bars first,
-    other keep fractions and `mlp` after all else, and then what takes minutes a row."""
+    other keep fractions and `mlp` after all else, and then what takes minutes a row. `mlp` is for `jenga` and
+    Llama-3-8B: elsewhere it lies between `none` and `full`, too."""
     specs = bars()
     for tokens in LENGTHS:
         specs += [row(FULL_GRID_MODEL, tokens, policy) for policy in BASELINES]
@@ -76,14 +77,19 @@ def grid() -> list[Spec]:
             specs += [row(model, tokens, policy) for policy in BASELINES]
             specs += combinations([model], [tokens], ["jenga-lora", "jenga"], [0.4])
     longest = [(128, "full"), (128, "offload"), (256, "offload")]
+    wanted = [spec for spec in unique(specs) if not _is_between(spec)]
     return [
-        *sorted(unique(specs), key=_is_detail),
+        *sorted(wanted, key=_is_detail),
         *(row(FULL_GRID_MODEL, thousands * K, "jenga", 0.4, recompute) for thousands, recompute in longest),
     ]
 
 
 def _is_detail(spec: Spec) -> bool:
     return spec not in bars() and (spec.keep_fraction not in (0.4, 1) or spec.recompute == "mlp")
+
+
+def _is_between(spec: Spec) -> bool:
+    return spec.recompute == "mlp" and (spec.model != FULL_GRID_MODEL or spec.policy != "jenga")
 
 
 def combinations(

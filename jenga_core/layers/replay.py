@@ -1,13 +1,11 @@
 """A layer whose output is known, as a node of the autograd graph: its forward costs nothing.
 
 The exact pass over all tokens has computed each layer's output for the involved rows too. `replay` puts those rows into
-the graph as if the layer had just made them. Backward runs the layer once more with gradient, from its saved input and
-what was kept of its attention. Queries, norms, gate and up are recomputed; attention is not where its output was kept,
-nor is anything that only the known output depends on. What is kept is the rows' input and attention output, and the
-keys and values that they attended to, where the layer's own graph keeps about a dozen of the row's vectors.
-
-The same node serves layers that compute all their rows but should save little (`recompute='full'`): the input alone.
-With a HostMemory, what is kept waits there (memory/offload.py).
+the graph as if the layer had just made them. Backward runs the layer once more with gradient, from what was kept.
+That may be the rows' input and attention output, and the keys and values that they attended to, where the layer's own
+graph keeps about a dozen of the row's vectors: then queries, norms, gate and up are recomputed, and attention is not,
+nor is anything that only the known output depends on. Or it is the input alone, of the rows or of all tokens
+(`recompute='full'`). With a HostMemory, what is kept waits there (memory/offload.py).
 
 Shapes   B batch, G involved tokens, E hidden size
 """
@@ -20,35 +18,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jenga_core.layers.attention import Attended
 from jenga_core.layers.gated_mlp import output_unused
 from jenga_core.memory.offload import HostMemory
 
-Layer = Callable[[Tensor, Attended], Tensor]
-"""From the rows that enter, and what is known of their attention, to the rows that leave, with gradient."""
+Layer = Callable[[Tensor], Tensor]
+"""From the rows that enter to the rows that leave."""
+
+Kept = Sequence[Tensor | None]
 
 
 def replay(
-    layer: Layer,
+    again: Callable[..., tuple[Tensor, Layer]],
     x_BGE: Tensor,
     y_BGE: Tensor,
-    attended: Attended,
+    kept: Kept,
     parameters: Sequence[nn.Parameter],
     host: HostMemory | None = None,
 ) -> Tensor:
-    """y with the gradient of layer(x): to x, and to the parameters.
+    """y with the gradient of the layer that made it of x: to x, and to the parameters.
 
     Args:
-        layer: must compute y from x; it runs in backward only. Nothing in it may be random.
-        x_BGE: rows that enter.
+        again: is called in backward with the tensors of `kept`, and returns x and the layer. Nothing in that may be
+            random.
+        x_BGE: rows that enter. They are not kept, unless `kept` has them.
         y_BGE: rows that leave, known.
-        attended: what was kept of these rows' attention.
+        kept: constants.
         parameters: of the layer, those that are trained.
-        host: where the input and what was kept wait for backward; None: on the device.
+        host: where what is kept waits for backward; None: on the device.
     """
     if not torch.is_grad_enabled() or not any(each.requires_grad for each in (x_BGE, *parameters)):
         return y_BGE
-    y: Tensor = _Replay.apply(x_BGE, y_BGE, layer, attended, host, *parameters)
+    y: Tensor = _Replay.apply(x_BGE, y_BGE, again, kept, host, *parameters)
     return y
 
 
@@ -58,14 +58,12 @@ class _Replay(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        layer: Layer,
-        attended: Attended,
+        again: Callable[..., tuple[Tensor, Layer]],
+        kept: Kept,
         host: HostMemory | None,
         *parameters: nn.Parameter,
     ) -> Tensor:
-        ctx.layer, ctx.sight = layer, attended.sight
-        ctx.autocast = _autocast_of(x.device.type)
-        kept: tuple[Tensor | None, ...] = x, *attended.tensors
+        ctx.again, ctx.autocast = again, _autocast_of(x.device.type)
         ctx.parcel = None
         if host is not None:
             ctx.layer_before = host.latest
@@ -78,11 +76,14 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         num_parameters = len(ctx.needs_input_grad) - 5
         parameters, kept = ctx.saved_tensors[:num_parameters], ctx.saved_tensors[num_parameters:]
-        x, k, v, o, lse = kept if ctx.parcel is None else ctx.parcel.take(then=ctx.layer_before)
-        x = x.detach().requires_grad_(ctx.needs_input_grad[0])
-        wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
-        with torch.enable_grad(), ctx.autocast(), output_unused():
-            y = ctx.layer(x, Attended(ctx.sight, k, v, o, lse))
+        if ctx.parcel is not None:
+            kept = ctx.parcel.take(then=ctx.layer_before)
+        with ctx.autocast():
+            x, layer = ctx.again(*kept)
+            x = x.detach().requires_grad_(ctx.needs_input_grad[0])
+            wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
+            with torch.enable_grad(), output_unused():
+                y = layer(x)
         found = iter(torch.autograd.grad(y, wanted, dy, allow_unused=True))
         dx = next(found) if x.requires_grad else None
         dw = [next(found) if parameter.requires_grad else None for parameter in parameters]

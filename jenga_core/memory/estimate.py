@@ -8,12 +8,14 @@ of the batch, n of them involved, and 2 bytes an element (4 on a CPU), the memor
     + the largest of these moments
         exact pass   its layers hold WAITING[recompute] of all T tokens, until the set is chosen (decision 0007), and
                      the last of them is at its widest: either in its MLP, or where scores are made
-        keys again   with recompute `full`, what that leaves, and KEYS_AGAIN of the layer whose turn it is
+        keys again   with recompute `full`, what that leaves, and KEYS_AGAIN of the layer whose turn it is; where layers
+                     keep their input, KEYS_IN_BACKWARD
         loss         what is kept for backward, and LOGIT elements for each of segment_tokens x V logits
         backward     what is kept, and one layer's gradients; with recompute, also what it left out
 
     kept       sum over layers of what a row leaves for the backward pass: ROW[recompute] elements where it runs with
-               gradient; REPLAYED[recompute] where the exact pass computed it, and the K and V of all T tokens beside it
+               gradient; REPLAYED[recompute] where the exact pass computed it, and the K and V of all T tokens beside
+               it; with `full` the input of all T tokens, if that is less
 
 With `offload`, what is kept and what the exact pass holds is on the device for two layers at once and no more; the rest
 is in the host's memory (offload.py).
@@ -70,6 +72,9 @@ SCORING = {"E": 2, "Q": 3, "K": 2, "F": 0}
 KEYS_AGAIN = {"E": 3, "Q": 2, "K": 1, "F": 0}
 """What each token has in the layer whose keys and values are made again: x, the next layer's, what is normed; q before
 and after rotation, k before it."""
+
+KEYS_IN_BACKWARD = {"E": 2, "Q": 2, "K": 3, "F": 0}
+"""The same where they are made in backward: what is normed, the rows' gradient; q and k likewise; k, v."""
 
 ATTENDING_AGAIN = {"E": 2, "Q": 2, "K": 0, "F": 0}
 """What a row has beside that while it attends again in backward; gate and up are not there then."""
@@ -222,6 +227,9 @@ def _by_kind(
     dense, exact, alone = _layers(shape, config)  # for all tokens with gradient; without; for the rows alone
     keys_and_values = tokens * size({"K": 2})
     leaves_exact = kept * (size(REPLAYED[config.recompute]) + lse) + keys_and_values
+    keeps_input = config.recompute == "full" and tokens * size({"E": 1}) <= leaves_exact
+    if keeps_input:
+        leaves_exact = tokens * size({"E": 1})
     layers = [(dense, tokens * leaves), (exact, leaves_exact), (alone, kept * leaves_alone)]
     offloads = config.offload and device_kind == "cuda"
 
@@ -266,7 +274,10 @@ def _by_kind(
         waiting = min(together, INPUTS_ON_DEVICE["pass"] if offloads else together) * each_waits
         inside = max(tokens * size(EXACT_MLP) + 2 * chunk(tokens), tokens * size(SCORING))
         moments.append({"activations": on_device(layers[:1]), "waiting": waiting, "temporaries": inside})
-        if config.recompute == "full":
+        if keeps_input:
+            made = max(tokens * size(KEYS_IN_BACKWARD), backward + keys_and_values)
+            moments.append({"activations": on_device(layers[:2]), "temporaries": made})
+        elif config.recompute == "full":
             waiting = INPUTS_ON_DEVICE["keys again"] * each_waits if offloads and together > 1 else 0
             made = tokens * size(KEYS_AGAIN)
             moments.append({"activations": on_device(layers[:2]), "waiting": waiting, "temporaries": made})

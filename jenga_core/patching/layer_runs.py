@@ -5,8 +5,9 @@
     by replay        rows whose output is known from an earlier run join the autograd graph; nothing runs until backward
 
 An exact run leaves the layer's input, attention output, keys and values. When the set is chosen, the rows of inputs and
-attention outputs are taken and the rest of them is dropped. With `recompute='full'` it leaves the input alone; keys and
-values are made again when the set is chosen, the rows' attention in backward.
+attention outputs are taken and the rest of them is dropped. With `recompute='full'` it leaves the input alone. When the
+set is chosen, that becomes the input of the rows, and the keys and values of all tokens, made again; or it stays, where
+it is smaller than these, and they are made again in backward. So is the rows' attention.
 
 A layer with dropout makes another output each time it runs. It does run again, for the rows, over the keys and values
 of all tokens.
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
@@ -34,7 +35,7 @@ from jenga_core.layers.attention import (
     attention_of_rows,
     attention_over_new_keys,
 )
-from jenga_core.layers.replay import replay
+from jenga_core.layers.replay import Layer, replay
 from jenga_core.layers.rows import take_rows
 from jenga_core.memory.offload import HostMemory, Parcel
 from jenga_core.patching.attention_calls import attention_by, attention_call, without_mask
@@ -53,6 +54,8 @@ class ExactLayer:
     """The layer's keyword arguments."""
     attended: Attended
     """What is kept of its attention."""
+    keys_bytes: int
+    """Of its keys and values."""
 
     drew_random_numbers: bool
     """So it drops something out, and would make another output if it ran again."""
@@ -121,9 +124,12 @@ class LayerRuns:
     ) -> tuple[Tensor, ExactLayer]:
         """The layer's output for all rows, without gradient, and what it leaves. Arguments as above."""
         attended: list[Attended] = []
+        keys_bytes = 0
 
         def attend_and_remember(call: AttentionCall) -> Tensor:
+            nonlocal keys_bytes
             refuse_dropout(call)
+            keys_bytes = call.k_BKGD.nbytes + call.v_BKGD.nbytes
             sight = self.involvement.sight(call.window_tokens, among)
             o_BHxD, lse_BHx = attend(call, sight)
             if self.recompute == "full":
@@ -136,17 +142,19 @@ class LayerRuns:
         with torch.no_grad(), self._mlp_elimination(index, among), self._attention_by(index, attend_and_remember):
             y_BxE = self.forwards[index](x_BxE, **without_mask(arguments))
         drew = random_state(x_BxE.device) != before
-        return y_BxE, ExactLayer(x_BxE, arguments, attended[0], drew)
+        return y_BxE, ExactLayer(x_BxE, arguments, attended[0], keys_bytes, drew)
 
-    def with_keys(self, index: int, x_BTE: Tensor, left: ExactLayer) -> ExactLayer:
-        """What the layer left, with the keys and values of all tokens x, made again if they were not kept."""
+    def for_rows(self, index: int, x_BTE: Tensor, left: ExactLayer, selection: Selection) -> ExactLayer:
+        """What the layer left of all tokens x, but that keys and values which were not kept are made again, unless x
+        itself is smaller than they and its rows are."""
         if left.attended.k_BKTD is not None or not torch.is_grad_enabled():
             return left
         if left.drew_random_numbers:
             raise _would_differ(index)
-        call = attention_call(self.parts.layers[index], self.parts.architecture, x_BTE, left.arguments)
-        attended = replace(left.attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
-        return replace(left, attended=attended)
+        rows_bytes = x_BTE.nbytes * selection.token_index_BG.shape[1] // x_BTE.shape[1]
+        if x_BTE.nbytes <= left.keys_bytes + rows_bytes:
+            return replace(left, x_BxE=x_BTE)
+        return replace(left, attended=self._with_keys(index, x_BTE, left.arguments, left.attended))
 
     def rows_of(
         self,
@@ -162,16 +170,23 @@ class LayerRuns:
         Args:
             x_BGE: those that enter it, with gradient.
             y_BTE: all tokens that left it.
-            left: with its keys and values.
+            left: as `for_rows` returned it.
         """
         if not torch.is_grad_enabled():
             return take_rows(y_BTE, selection.token_index_BG)
-        attended = left.attended
         if left.drew_random_numbers:
-            with self._attention_by(index, lambda call: attention_over_new_keys(call, attended, selection)):
+            with self._attention_by(index, lambda call: attention_over_new_keys(call, left.attended, selection)):
                 return self.forwards[index](x_BGE, **without_mask(row_arguments))
         y_BGE = take_rows(y_BTE, selection.token_index_BG)
-        return self._replayed(index, x_BGE, y_BGE, attended.at_rows(selection), row_arguments)
+        attended, arguments = left.attended.at_rows(selection), left.arguments
+        if attended.k_BKTD is not None:
+            return self._replayed(index, x_BGE, y_BGE, attended, row_arguments)
+
+        def again(x_BTE: Tensor) -> tuple[Tensor, Layer]:
+            layer = self._layer(index, self._with_keys(index, x_BTE, arguments, attended), row_arguments)
+            return take_rows(x_BTE, selection.token_index_BG), layer
+
+        return replay(again, x_BGE, y_BGE, [left.input()], self._trained(index), self.host)
 
     def _replayed(
         self,
@@ -182,16 +197,33 @@ class LayerRuns:
         row_arguments: Mapping[str, Any],
         among: Selection | None = None,
     ) -> Tensor:
-        """The rows y that the layer has made of x, with gradient by replay."""
-        arguments = without_mask(row_arguments)
+        """The rows y that the layer has made of x, with gradient by replay from x and what is kept of its attention."""
+        sight = attended.sight
 
-        def again(x_BGE: Tensor, attended: Attended) -> Tensor:
+        def again(x_BGE: Tensor, *kept: Tensor | None) -> tuple[Tensor, Layer]:
+            return x_BGE, self._layer(index, Attended(sight, *kept), row_arguments, among)
+
+        return replay(again, x_BGE, y_BGE, [x_BGE, *attended.tensors], self._trained(index), self.host)
+
+    def _layer(
+        self, index: int, attended: Attended, row_arguments: Mapping[str, Any], among: Selection | None = None
+    ) -> Layer:
+        """The layer for rows of whose attention something is known."""
+
+        def layer(x_BGE: Tensor) -> Tensor:
             attention = self._attention_by(index, lambda call: attention_of_rows(call, attended))
             with self._mlp_elimination(index, among), attention:
-                return self.forwards[index](x_BGE, **arguments)
+                return self.forwards[index](x_BGE, **without_mask(row_arguments))
 
-        trained = [parameter for parameter in self.parts.layers[index].parameters() if parameter.requires_grad]
-        return replay(again, x_BGE, y_BGE, attended, trained, self.host)
+        return layer
+
+    def _with_keys(self, index: int, x_BTE: Tensor, arguments: Mapping[str, Any], attended: Attended) -> Attended:
+        """With the keys and values of all tokens x, made again."""
+        call = attention_call(self.parts.layers[index], self.parts.architecture, x_BTE, arguments)
+        return replace(attended, k_BKTD=_alone(call.k_BKGD), v_BKTD=_alone(call.v_BKGD))
+
+    def _trained(self, index: int) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parts.layers[index].parameters() if parameter.requires_grad]
 
     def _in_groups(
         self, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None, group_tokens: int

@@ -13,7 +13,7 @@ becomes of the other tokens is the policy's choice, below and above e:
     involved        either, chosen anew in every layer (the paper's rule): take rows, compute, put them back
 
 A layer that computes with gradient keeps what `recompute` says: everything; everything but gate and up; or, by replay
-of its own rows, no more than their input.
+of its own rows, no more than its input.
 
 Shapes   B batch, T tokens, G involved tokens, E hidden size
 """
@@ -134,7 +134,7 @@ class Carried:
         next_BTE = self._next_input(end_BTE)
         rows_BGE = take_rows(next_BTE, self._selection.token_index_BG)
         for index in range(self.exact_from, self.exact_to):
-            left = self.layers.with_keys(index, next_BTE, self._left.pop(0))
+            left = self.layers.for_rows(index, next_BTE, self._left.pop(0), self._selection)
             del next_BTE
             next_BTE = self._next_input(end_BTE)
             row_arguments = self._of_rows(left.arguments)
@@ -170,7 +170,7 @@ class PerLayer:
             return rows.put_back(self.layers.with_gradient(index, rows.take(), row_arguments, selection))
         rows_BGE = take_rows(x_BTE, selection.token_index_BG)
         y_BTE, left = self.layers.exactly(index, x_BTE, arguments)
-        left = self.layers.with_keys(index, x_BTE, left)
+        left = self.layers.for_rows(index, x_BTE, left, selection)
         rows_BGE = self.layers.rows_of(index, rows_BGE, y_BTE, left, row_arguments, selection)
         return put_rows(x_BTE + (y_BTE - x_BTE).detach(), rows_BGE, selection)
 

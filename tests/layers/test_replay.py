@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from jenga_core.layers.attention import Attended, AttentionCall, attend, attention_of_rows
-from jenga_core.layers.replay import replay
+from jenga_core.layers.replay import Layer, replay
 from jenga_core.layers.sight import Sight
 from jenga_core.memory.offload import HostMemory
 
@@ -49,6 +51,22 @@ def kept(layer: TinyLayer, x: Tensor, what: str = "all") -> Attended:
     return Attended(causal(), call.k_BKGD, call.v_BKGD, *(() if what == "keys" else attend(call, causal())))
 
 
+def replayed(
+    layer: Callable[[Tensor, Attended], Tensor],
+    x: Tensor,
+    y: Tensor,
+    attended: Attended,
+    parameters: list[nn.Parameter],
+    host: HostMemory | None = None,
+) -> Tensor:
+    """From the rows that enter and what is left of their attention."""
+
+    def again(x: Tensor, *kept: Tensor | None) -> tuple[Tensor, Layer]:
+        return x, lambda x: layer(x, Attended(attended.sight, *kept))
+
+    return replay(again, x, y, [x, *attended.tensors], parameters, host)
+
+
 def plain(layer: TinyLayer, x: Tensor) -> Tensor:
     call = layer.call(x)
     o = nn.functional.scaled_dot_product_attention(
@@ -70,7 +88,7 @@ def test_gradients_are_those_of_the_layer(x_has_gradient: bool, what: str) -> No
     wanted = [x, *parameters] if x_has_gradient else parameters
     true_gradients = torch.autograd.grad((truth * weight).sum(), wanted, allow_unused=True)
 
-    y = replay(layer, x, truth.detach(), kept(layer, x, what), parameters)
+    y = replayed(layer, x, truth.detach(), kept(layer, x, what), parameters)
     assert layer.runs == 0
     assert y.requires_grad
     torch.testing.assert_close(y, truth)
@@ -87,7 +105,7 @@ def test_without_gradient_the_output_is_returned_as_it_is() -> None:
     x = torch.randn(B, T, H * D, dtype=torch.float64)
     with torch.no_grad():
         y = torch.randn_like(x)
-        assert replay(layer, x, y, kept(layer, x), list(layer.parameters())) is y
+        assert replayed(layer, x, y, kept(layer, x), list(layer.parameters())) is y
     assert layer.runs == 0
 
 
@@ -107,14 +125,14 @@ def test_what_is_kept_of_a_row(what: str, elements: int) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        replay(layer, x, torch.zeros_like(x), attended, list(layer.parameters()))
+        replayed(layer, x, torch.zeros_like(x), attended, list(layer.parameters()))
     assert sum(saved.values()) == B * T * elements
 
 
 def test_weights_that_were_trained_meanwhile_are_refused() -> None:
     layer = TinyLayer()
     x = torch.randn(B, T, H * D, dtype=torch.float64, requires_grad=True)
-    y = replay(layer, x, torch.zeros_like(x), kept(layer, x), list(layer.parameters()))
+    y = replayed(layer, x, torch.zeros_like(x), kept(layer, x), list(layer.parameters()))
     with torch.no_grad():
         layer.out.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -134,7 +152,7 @@ def test_autocast_is_entered_again_in_backward() -> None:
     empty = torch.zeros(1, 1, 3, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         attended = Attended(causal(), empty, empty, empty, empty[..., 0])
-        y = replay(layer, x, torch.zeros_like(x), attended, list(linear.parameters()))
+        y = replayed(layer, x, torch.zeros_like(x), attended, list(linear.parameters()))
     y.sum().backward()
     assert seen == [torch.bfloat16]
     assert linear.weight.grad is not None
@@ -143,5 +161,5 @@ def test_autocast_is_entered_again_in_backward() -> None:
 def test_a_layer_without_gradient_keeps_nothing() -> None:
     layer, x = TinyLayer().requires_grad_(False), torch.randn(B, T, H * D, dtype=torch.float64)
     y, host = torch.zeros_like(x), HostMemory()
-    assert replay(layer, x, y, kept(layer, x), list(layer.parameters()), host) is y
+    assert replayed(layer, x, y, kept(layer, x), list(layer.parameters()), host) is y
     assert host.latest is None

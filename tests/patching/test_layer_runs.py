@@ -123,11 +123,14 @@ def test_scores_are_the_same_in_spite_of_attention_dropout() -> None:
     assert handle.report().spans
 
 
-def test_full_leaves_of_a_layer_its_input_alone() -> None:
-    """Until the set is chosen. Keys and values are made again then, and must be those that were seen."""
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_full_leaves_of_a_layer_its_input_alone(key_heads: int) -> None:
+    """Until the set is chosen. Then that stays, or keys and values are made again, if they and the rows are smaller;
+    they must be those that were seen."""
     left, given, exactly = {}, {}, LayerRuns.exactly
     for recompute in ("mlp", "full"):
-        model, batch = with_adapter(tiny_model().double()), tiny_batch(batch=1, tokens=80, padded=False)
+        model = with_adapter(tiny_model(num_key_value_heads=key_heads).double())
+        batch = tiny_batch(batch=1, tokens=80, padded=False)
         apply_jenga(model, deferred(recompute))
         left[recompute] = layers = []
 
@@ -143,10 +146,29 @@ def test_full_leaves_of_a_layer_its_input_alone() -> None:
         given[recompute] = [call.args[3] for call in replay.call_args_list]
     assert [len(left["mlp"]), len(left["full"])] == [2, 4]  # the upper layers' rows, too, are replayed with full
     assert all(tensor is None for _, layer in left["full"] for tensor in layer.attended.tensors)
-    for before, after in zip(given["mlp"], given["full"][:2], strict=True):
-        assert after.o_BHTD is None
-        torch.testing.assert_close(after.k_BKTD, before.k_BKTD)
-        torch.testing.assert_close(after.v_BKTD, before.v_BKTD)
+    for index, (before, after) in enumerate(zip(given["mlp"], given["full"][:2], strict=True)):
+        if key_heads == 1:
+            assert [tensor is None for tensor in after] == [False, False, False, True, True]
+            for again, seen in zip(after[:3], before, strict=False):
+                torch.testing.assert_close(again, seen)
+        else:
+            assert [tensor is left["full"][index][1].x_BxE for tensor in after] == [True]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma3_text", "phi3"])
+@pytest.mark.parametrize("key_heads", [1, 4])
+@pytest.mark.parametrize("unselected", ["eliminated", "forward_only"])
+def test_full_has_the_gradients_of_none_whichever_it_keeps(model_type: str, key_heads: int, unselected: str) -> None:
+    gradients = []
+    for recompute in ("none", "full"):
+        torch.manual_seed(0)
+        model = with_adapter(tiny_model(model_type, num_key_value_heads=key_heads).double())
+        apply_jenga(model, deferred(recompute, unselected=unselected))
+        model(**tiny_batch(batch=3)).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 8
+    for again, known in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, known, rtol=1e-9, atol=1e-12)
 
 
 def test_dropout_that_full_would_draw_again_is_refused_where_all_layers_are_exact() -> None:
@@ -158,14 +180,15 @@ def test_dropout_that_full_would_draw_again_is_refused_where_all_layers_are_exac
 
 @pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_keys_and_values_that_are_kept_hold_nothing_else(model_type: str, recompute: str) -> None:
-    model, batch = with_adapter(tiny_model(model_type)), tiny_batch(batch=1, tokens=80, padded=False)
+def test_what_is_kept_holds_nothing_else(model_type: str, recompute: str) -> None:
+    model = with_adapter(tiny_model(model_type, num_key_value_heads=1))
+    batch = tiny_batch(batch=1, tokens=80, padded=False)
     apply_jenga(model, deferred(recompute))
     with mock.patch.object(layer_runs, "replay", wraps=layer_runs.replay) as replay:
         model(**batch)
     kept = [call.args[3] for call in replay.call_args_list[:2]]
     assert len(kept) == 2
-    for tensor in (tensor for attended in kept for tensor in (attended.k_BKTD, attended.v_BKTD)):
+    for tensor in (tensor for tensors in kept for tensor in tensors if tensor is not None):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
