@@ -213,6 +213,7 @@ _fleet = {
             "host": "gpu-1",
             "state": "online",
             "versions": {"torch": "2.11.0", "driver": "580.95"},
+            "memory_bytes": 134_217_728_000,
             "heartbeat_at": _AT,
             "devices": [
                 {

@@ -26,6 +26,7 @@ UNSEEN_BYTES = 2 * 2**30
 
 MACHINE_ID = Path("/etc/machine-id")
 PROC = Path("/proc")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _cpu() -> Report:
 
 def _cpu_of(machine: str) -> Report:
     """The id is made of what stays the same while the machine, or the container, lives."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory_bytes = host_memory_bytes()
     return Report(
         uuid=f"CPU-{hashlib.sha256(machine.encode()).hexdigest()[:32]}",
         kind="cpu",
@@ -123,6 +124,14 @@ def _cpu_of(machine: str) -> Report:
         memory_bytes=memory_bytes,
         memory_used_bytes=memory_bytes - _available_bytes(),
     )
+
+
+def host_memory_bytes() -> int:
+    """Of this machine; in a container, what it may use if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        return min(machine, int(CGROUP_LIMIT.read_text()))
+    return machine
 
 
 def _available_bytes() -> int:

@@ -99,8 +99,14 @@ class Host:
         reports = self._look(list(session.scalars(select(DeviceLease.device_uuid))))
         _strike_off_the_dead(session, self.id, [report.uuid for report in reports])
         if not registration.beat(session, self.id, reports, draining=self._draining):
-            about = {"host": platform.node(), "pid": os.getpid(), "versions": versions()}
-            registration.sign_on(session, self.id, **about)  # type: ignore[arg-type]
+            registration.sign_on(
+                session,
+                self.id,
+                host=platform.node(),
+                pid=os.getpid(),
+                versions=versions(),
+                memory_bytes=devices.host_memory_bytes(),
+            )
             registration.beat(session, self.id, reports)
         return reports
 

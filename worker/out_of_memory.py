@@ -50,6 +50,15 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
     )
 
 
+def host_bytes(session: Session, settings: Settings, job: Job, config: dict[str, Any]) -> int:
+    """What the job keeps in the host's memory under that config; 0 when its model is gone."""
+    try:
+        shape = ModelShape.from_folder(registry.folder_of(settings, registry.get(session, job.model)))
+    except JengaError:
+        return 0
+    return estimate(shape, JengaConfig.parse(config), batch_size_of(job.hyperparameters)).host_bytes
+
+
 def smaller(job: Job, told: ErrorMessage | None) -> dict[str, Any] | None:
     """The config to start with once more; None when the policy, an earlier retry or the config itself forbids it.
 

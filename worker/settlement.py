@@ -129,7 +129,10 @@ def _out_of_memory(session: Session, wishes: Wishes, settings: Settings, job: Jo
         changes += " and offload" if smaller["offload"] else " and without offload"
     told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with {changes}"
     events.append(session, job.id, storable(told), level="warn")
-    lifecycle.requeue(session, job.id, job.lease_token, counted=False, config=smaller, shrunk=True)
+    host_bytes = out_of_memory.host_bytes(session, settings, job, smaller)
+    lifecycle.requeue(
+        session, job.id, job.lease_token, counted=False, config=smaller, host_bytes=host_bytes, shrunk=True
+    )
 
 
 def _reason(ending: Ending) -> ErrorMessage | None:

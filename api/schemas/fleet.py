@@ -38,6 +38,8 @@ class WorkerObject(Answer):
     host: str
     state: Literal["online", "draining", "lost"]
     versions: dict[str, Any]
+    memory_bytes: int | None
+    """Of the host; null where it is not known."""
     heartbeat_at: int
     devices: list[DeviceObject]
 
@@ -106,6 +108,7 @@ def _worker(worker: WorkerView, mine: Callable[[str], bool]) -> WorkerObject:
         host=worker.host,
         state=worker.state,
         versions=worker.versions,
+        memory_bytes=worker.memory_bytes,
         heartbeat_at=int(worker.heartbeat_at),
         devices=[_device(device, mine) for device in worker.devices],
     )

@@ -211,6 +211,7 @@ def test_oom_policy_shrink_tries_once_more_with_recompute(
     failed = job(job_id)
     assert (failed.state, failed.shrunk) == (JobState.FAILED, True)
     assert (failed.config["recompute"], failed.config["offload"]) == ("full", True)
+    assert failed.host_bytes > 0
     told = messages_of(database, job_id)
     assert sum("goes back to the queue, once, with recompute='full' and offload" in message for message in told) == 1
 

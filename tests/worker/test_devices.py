@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +111,15 @@ def test_a_machine_without_a_driver_is_one_device_with_a_lasting_name(monkeypatc
     assert first.uuid.startswith("CPU-")
     assert 0 < first.memory_used_bytes < first.memory_bytes
     assert devices.driver_version() is None
+
+
+def test_the_memory_of_a_container_is_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(devices, "CGROUP_LIMIT", limit)
+    machine = devices.host_memory_bytes()
+    for told, expected in (("max\n", machine), ("1048576\n", 2**20), (f"{2 * machine}\n", machine)):
+        limit.write_text(told)
+        assert devices.host_memory_bytes() == expected
 
 
 def test_gpus_that_do_not_answer_are_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

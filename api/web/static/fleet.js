@@ -36,7 +36,8 @@ const cell = (kind, content) => el("td", { role: "cell", class: kind }, content)
 function card(worker, names) {
   return el("article", { class: "card", "aria-label": `Worker on ${worker.host}` },
     el("h2", {}, worker.host, " ", stateBadge(worker.state)),
-    el("p", { class: "faint small" }, [`heard from ${format.ago(worker.heartbeat_at)}`, versions(worker.versions)].filter(Boolean).join(" · ")),
+    el("p", { class: "faint small" }, [`heard from ${format.ago(worker.heartbeat_at)}`,
+      worker.memory_bytes && `host memory ${format.bytes(worker.memory_bytes)}`, versions(worker.versions)].filter(Boolean).join(" · ")),
     ...worker.devices.map((device) => el("div", { class: "device bars" },
       el("p", {}, el("strong", {}, device.name), el("span", { class: "amount" }, device.memory_used_bytes === null
         ? format.bytes(device.memory_bytes) : `${format.bytes(device.memory_used_bytes)} of ${format.bytes(device.memory_bytes)}`)),

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import Device, DeviceLease, Job, Team, Worker
 from jenga_core.service.fleet import usage
-from jenga_core.service.fleet.plan import Plan, Slot, Waiter, plan
+from jenga_core.service.fleet.plan import Plan, Slot, Waiter, could_ever, plan
 from jenga_core.service.fleet.registration import is_online
 from jenga_core.service.jobs.state import JobState
 
@@ -94,14 +94,14 @@ def _may_start(session: Session) -> dict[str, int]:
 
 
 def _waiters(session: Session) -> list[Waiter]:
-    columns = (Job.id, Job.team_id, Job.created_at, Job.priority, Job.gpus, Job.memory_bytes)
+    columns = (Job.id, Job.team_id, Job.created_at, Job.priority, Job.gpus, Job.memory_bytes, Job.host_bytes)
     return [Waiter(*row) for row in session.execute(select(*columns).where(Job.state == JobState.QUEUED))]
 
 
 def _slots(session: Session) -> list[Slot]:
     """The devices of workers that take jobs."""
     statement = (
-        select(Device, DeviceLease.job_id, Job.filler)
+        select(Device, DeviceLease.job_id, Job.filler, Job.host_bytes, Worker.memory_bytes)
         .join(Worker, Worker.id == Device.worker_id)
         .outerjoin(DeviceLease, DeviceLease.device_uuid == Device.uuid)
         .outerjoin(Job, Job.id == DeviceLease.job_id)
@@ -117,8 +117,10 @@ def _slots(session: Session) -> list[Slot]:
             is_foreign=bool(device.foreign_processes),
             job_id=job_id,
             filler=bool(filler),
+            host_memory_bytes=host_memory_bytes,
+            held_host_bytes=host_bytes or 0,
         )
-        for device, job_id, filler in session.execute(statement)
+        for device, job_id, filler, host_bytes, host_memory_bytes in session.execute(statement)
     ]
 
 
@@ -130,7 +132,7 @@ def _reason(waiter: Waiter, made: Plan, slots: Sequence[Slot], full: Collection[
     by_host: dict[str, list[Slot]] = {}
     for slot in slots:
         by_host.setdefault(slot.host, []).append(slot)
-    if not any(sum(map(waiter.fits, devices)) >= waiter.gpus for devices in by_host.values()):
+    if not any(could_ever(waiter, devices) for devices in by_host.values()):
         return f"no worker that is online has {_wanted(waiter, slots)}"
     order = made.ahead[waiter.job_id]
     if waiter.job_id in made.starts:
@@ -148,7 +150,10 @@ def _wanted(waiter: Waiter, slots: Sequence[Slot]) -> str:
     devices = "a free device" if waiter.gpus == 1 else f"{waiter.gpus} free devices of one host"
     if waiter.memory_bytes is None or all(slot.is_cpu for slot in slots):
         return devices
-    return f"{devices} with {waiter.memory_bytes / 2**30:.1f} GiB"
+    wanted = f"{devices} with {waiter.memory_bytes / 2**30:.1f} GiB"
+    if waiter.host_bytes:
+        wanted += f", and {waiter.gpus * waiter.host_bytes / 2**30:.1f} GiB of its host's memory"
+    return wanted
 
 
 def _lock(session: Session) -> None:

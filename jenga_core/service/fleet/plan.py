@@ -3,8 +3,9 @@
 Order. Higher priority band first. Inside a band the team that has used the least goes first, with its oldest job; that
 job is then counted as `NOMINAL_SECONDS` of use, so that a team with thirty jobs and a team with one take turns.
 
-Devices. A job gets whole devices of one host, with enough memory, the smallest that do. The first job in this order
-that fits nowhere now, though it would fit an empty host, is the *head*. Jobs behind it may still start on what is free:
+Devices. A job gets whole devices of one host, with enough memory, the smallest that do; what it keeps in the host's
+memory (`offload`) must fit there beside what other jobs keep. The first job in this order that fits nowhere now, though
+it would fit an empty host, is the *head*. Jobs behind it may still start on what is free:
 as *fillers*, which save and give way as soon as the head could start on their devices. So gaps are used, and the head
 waits for a checkpoint at most. A device on which somebody else's process computes is left alone. A team that runs as
 many jobs as it may is passed over.
@@ -13,11 +14,14 @@ many jobs as it may is passed over.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 NOMINAL_SECONDS = 600.0
 """Use that a place in the order counts for, per device, while nobody knows how long the job will take."""
+
+HOST_SHARE = 0.8
+"""Of a host's memory, what jobs may keep there; the rest is for their processes, and for others."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,12 @@ class Slot:
     filler: bool = False
     """Its holder gives way to the head."""
 
+    host_memory_bytes: int | None = None
+    """Of its host; None: not known."""
+
+    held_host_bytes: int = 0
+    """What its holder keeps there for this device."""
+
 
 @dataclass(frozen=True)
 class Waiter:
@@ -50,6 +60,8 @@ class Waiter:
     priority: int = 0
     gpus: int = 1
     memory_bytes: int | None = None
+    host_bytes: int = 0
+    """What it keeps in the host's memory for each of its GPUs."""
 
     def fits(self, slot: Slot) -> bool:
         """Whether the device is large enough. Nothing is known of what a job needs on a CPU."""
@@ -117,7 +129,8 @@ def plan(
     hosts: dict[str, list[Slot]] = {}
     for slot in slots:
         hosts.setdefault(slot.host, []).append(slot)
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
+    """By device, what its new holder will keep in the host's memory."""
     for waiter in order:
         if made.head is not None and not any(_is_free(slot, taken) for slot in slots):
             break
@@ -128,18 +141,18 @@ def plan(
             if waiter.team_id in room:
                 room[waiter.team_id] -= 1
             made.starts[waiter.job_id] = chosen
-            taken |= {slot.uuid for slot in chosen}
+            taken |= {slot.uuid: waiter.host_bytes for slot in chosen}
             if made.head is not None:
                 made.fillers.add(waiter.job_id)
-        elif made.head is None and any(_could_ever(waiter, devices) for devices in hosts.values()):
+        elif made.head is None and any(could_ever(waiter, devices) for devices in hosts.values()):
             made.head = waiter
             made.give_way = _give_way(waiter, hosts, taken)
             if made.give_way:  # its devices come free in a moment: nobody else may take what it needs with them
-                taken |= {slot.uuid for devices in hosts.values() for slot in devices if waiter.fits(slot)}
+                taken |= {slot.uuid: 0 for devices in hosts.values() for slot in devices if waiter.fits(slot)}
     return made
 
 
-def _place(waiter: Waiter, hosts: Mapping[str, list[Slot]], taken: set[str], here: str) -> list[Slot]:
+def _place(waiter: Waiter, hosts: Mapping[str, list[Slot]], taken: Mapping[str, int], here: str) -> list[Slot]:
     """The smallest fitting free devices of one host; of `here` if it can, else of the host with the fewest left."""
     found = []
     could_have_a_gpu = any(
@@ -149,35 +162,57 @@ def _place(waiter: Waiter, hosts: Mapping[str, list[Slot]], taken: set[str], her
         if could_have_a_gpu:  # a CPU would need weeks for it
             devices = [each for each in devices if not each.is_cpu]
         free = [each for each in devices if _is_free(each, taken) and waiter.fits(each)]
-        if len(free) >= waiter.gpus:
+        if min(len(free), _host_has_room_for(waiter, devices, taken)) >= waiter.gpus:
             chosen = sorted(free, key=lambda slot: (slot.memory_bytes, slot.uuid))[: waiter.gpus]
             found.append((host != here, len(free), host, chosen))
     return min(found, key=lambda each: each[:3])[3] if found else []
 
 
-def _could_ever(waiter: Waiter, devices: Sequence[Slot]) -> bool:
-    return sum(waiter.fits(slot) for slot in devices) >= waiter.gpus
+def could_ever(waiter: Waiter, devices: Sequence[Slot]) -> bool:
+    """Whether it fits this host when nothing else runs there."""
+    everyone = {slot.job_id for slot in devices if slot.job_id}
+    fitting = sum(waiter.fits(slot) for slot in devices)
+    return min(fitting, _host_has_room_for(waiter, devices, {}, without=everyone)) >= waiter.gpus
 
 
-def _give_way(head: Waiter, hosts: Mapping[str, list[Slot]], taken: set[str]) -> list[str]:
+def _give_way(head: Waiter, hosts: Mapping[str, list[Slot]], taken: Mapping[str, int]) -> list[str]:
     """The fewest fillers of one host without which the head can start; none when that would not help."""
     best: list[str] = []
     for devices in hosts.values():
-        fitting = [slot for slot in devices if head.fits(slot) and not slot.is_foreign]
-        missing = head.gpus - sum(_is_free(slot, taken) for slot in fitting)
-        held = Counter(slot.job_id for slot in fitting if slot.filler and slot.job_id)
+        held = Counter[str]()
+        for slot in devices:
+            if slot.filler and slot.job_id:
+                held[slot.job_id] += head.fits(slot) and not slot.is_foreign
         chosen: list[str] = []
-        for job_id, count in held.most_common():
-            if missing > 0 and job_id is not None:
+        for job_id, _ in held.most_common():
+            if not _can_start(head, devices, taken, chosen):
                 chosen.append(job_id)
-                missing -= count
-        if missing <= 0 and chosen and (not best or len(chosen) < len(best)):
+        if chosen and _can_start(head, devices, taken, chosen) and (not best or len(chosen) < len(best)):
             best = chosen
     return best
 
 
-def _is_free(slot: Slot, taken: set[str]) -> bool:
-    return slot.job_id is None and not slot.is_foreign and slot.uuid not in taken
+def _can_start(waiter: Waiter, devices: Sequence[Slot], taken: Mapping[str, int], without: Collection[str]) -> bool:
+    """On this host, when these jobs have left it."""
+    free = sum(_is_free(slot, taken, without) and waiter.fits(slot) for slot in devices)
+    return min(free, _host_has_room_for(waiter, devices, taken, without)) >= waiter.gpus
+
+
+def _host_has_room_for(
+    waiter: Waiter, devices: Sequence[Slot], taken: Mapping[str, int], without: Collection[str] = ()
+) -> int:
+    """For how many devices of this host its memory takes what the waiter keeps there."""
+    total = devices[0].host_memory_bytes if devices else None
+    if waiter.host_bytes == 0 or total is None or devices[0].is_cpu:  # on a CPU nothing moves
+        return len(devices)
+    held = sum(slot.held_host_bytes for slot in devices if slot.job_id not in without)
+    held += sum(taken.get(slot.uuid, 0) for slot in devices)
+    return max(int(HOST_SHARE * total) - held, 0) // waiter.host_bytes
+
+
+def _is_free(slot: Slot, taken: Mapping[str, int], without: Collection[str] = ()) -> bool:
+    is_held = slot.job_id is not None and slot.job_id not in without
+    return not is_held and not slot.is_foreign and slot.uuid not in taken
 
 
 def _why(higher: int, others: int, own: int, least_seconds: float | None) -> str:

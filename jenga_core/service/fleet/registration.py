@@ -45,14 +45,23 @@ class Report:
     foreign_processes: Sequence[Process] = field(default=())
 
 
-def sign_on(session: Session, worker_id: str, *, host: str, pid: int, versions: dict[str, Any]) -> None:
-    """A worker has started. Forgets those that have been silent for a day."""
+def sign_on(
+    session: Session,
+    worker_id: str,
+    *,
+    host: str,
+    pid: int,
+    versions: dict[str, Any],
+    memory_bytes: int | None = None,
+) -> None:
+    """A worker has started on a host with so much memory. Forgets those that have been silent for a day."""
     session.add(
         Worker(
             id=worker_id,
             host=host,
             pid=pid,
             versions=versions,
+            memory_bytes=memory_bytes,
             started_at=database_now(),
             heartbeat_at=database_now(),
             draining=False,

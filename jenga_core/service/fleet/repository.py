@@ -46,6 +46,7 @@ class WorkerView:
     host: str
     state: Literal["online", "draining", "lost"]
     versions: dict[str, Any]
+    memory_bytes: int | None
     heartbeat_at: float
     devices: Sequence[DeviceView]
 
@@ -111,6 +112,7 @@ def _workers(session: Session) -> list[WorkerView]:
             host=worker.host,
             state="lost" if not online else "draining" if worker.draining else "online",
             versions=worker.versions,
+            memory_bytes=worker.memory_bytes,
             heartbeat_at=worker.heartbeat_at,
             devices=devices.get(worker.id, []),
         )

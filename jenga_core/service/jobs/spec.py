@@ -19,14 +19,15 @@ from sqlalchemy.orm import Session
 
 from jenga_core.config import MAX_ROPE_FACTOR, JengaConfig
 from jenga_core.errors import ConfigError, DataError, NotFoundError
-from jenga_core.memory.estimate import estimate
+from jenga_core.memory.estimate import MemoryEstimate, estimate
 from jenga_core.memory.fitting import longest_context, smallest_change
 from jenga_core.memory.model_shape import ModelShape
 from jenga_core.patching.architectures import architecture_of, check_rope
 from jenga_core.service.db.base import database_now
-from jenga_core.service.db.models import BaseModelEntry, Device, Job
+from jenga_core.service.db.models import BaseModelEntry, Device, Job, Worker
 from jenga_core.service.estimates.estimate import batch_size_of
 from jenga_core.service.files import repository as files
+from jenga_core.service.fleet.plan import HOST_SHARE
 from jenga_core.service.ids import new_id
 from jenga_core.service.models import registry
 from jenga_core.service.settings import Settings
@@ -65,9 +66,9 @@ def job_of(session: Session, team_id: str, request: JobRequest, settings: Settin
     fit the model or the fleet, or contradict each other).
     """
     model, hyperparameters = resolve(session, request)
-    memory_bytes = None
+    needed = None
     if settings is not None:
-        memory_bytes = _memory_bytes(session, settings, model, request, hyperparameters)
+        needed = _needed(session, settings, model, request, hyperparameters)
     _check_file(session, team_id, request.training_file, "training_file")
     if request.validation_file is not None:
         _check_file(session, team_id, request.validation_file, "validation_file")
@@ -85,7 +86,8 @@ def job_of(session: Session, team_id: str, request: JobRequest, settings: Settin
         priority=request.priority,
         gpus=request.gpus,
         oom_policy=request.oom_policy,
-        memory_bytes=memory_bytes,
+        memory_bytes=None if needed is None else needed.device_bytes,
+        host_bytes=0 if needed is None else needed.host_bytes,
         result_files=[],
         created_at=database_now(),
     )
@@ -145,13 +147,13 @@ def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
         )
 
 
-def _memory_bytes(
+def _needed(
     session: Session,
     settings: Settings,
     model: BaseModelEntry,
     request: JobRequest,
     hyperparameters: Mapping[str, Any],
-) -> int:
+) -> MemoryEstimate:
     """What a GPU must have for the job. Raises ConfigError when the fleet has devices, and none or not enough for it.
 
     Hosts that are away at the moment count: they may come back. A CPU's memory is everybody's: there a job is refused
@@ -175,7 +177,8 @@ def _memory_bytes(
     )
     on_cpu = estimate(shape, request.config, batch_size, device_kind="cpu")
     if not devices or predicted.device_bytes <= largest_gpu or (largest_cpu and on_cpu.low_bytes <= largest_cpu):
-        return predicted.device_bytes
+        _check_host(session, request.gpus, predicted)
+        return predicted
     kind, name, largest = ("cuda", "GPU", largest_gpu) if largest_gpu else ("cpu", "CPU", largest_cpu)
     needed = predicted if largest_gpu else on_cpu
     longest = longest_context(shape, request.config, batch_size, largest, kind)
@@ -188,6 +191,22 @@ def _memory_bytes(
         + (f"; at {request.config.context_length_tokens} tokens {change} would fit" if change else ""),
         code="does_not_fit",
         param="jenga.context_length_tokens",
+    )
+
+
+def _check_host(session: Session, gpus: int, needed: MemoryEstimate) -> None:
+    """Raise ConfigError when every GPU host of the fleet has less memory than the job keeps there."""
+    of_hosts = select(Worker.memory_bytes).join(Device, Device.worker_id == Worker.id).where(Device.kind == "cuda")
+    sizes = session.scalars(of_hosts.distinct()).all()
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes) or not known or gpus * needed.host_bytes <= HOST_SHARE * max(known):
+        return
+    raise ConfigError(
+        f"with jenga.offload the job keeps about {gpus * needed.host_bytes / GIB:.1f} GiB in its host's memory, and "
+        f"{HOST_SHARE:.0%} of the largest host's are {HOST_SHARE * max(known) / GIB:.1f} GiB; leave jenga.offload out, "
+        "or use fewer tokens",
+        code="does_not_fit",
+        param="jenga.offload",
     )
 
 

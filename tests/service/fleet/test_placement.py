@@ -78,6 +78,21 @@ def test_a_worker_claims_only_for_its_own_devices(database: Database, submit: Su
     assert claimed(database, with_large).id == large
 
 
+def test_the_memory_of_a_host_is_shared_by_what_its_jobs_keep_there(database: Database, submit: Submit) -> None:
+    first, second = (submit(memory_bytes=20 * GIB, host_bytes=50 * GIB) for _ in range(2))
+    worker = join_fleet(database, *gpus("0", "1"), host_gib=100)
+    running = claimed(database, worker)
+    assert running.id == first
+    assert claim(database, worker) is None
+    with database.reading() as session:
+        reason = placement.waiting(session, [second])[second].reason
+    assert reason == "next; waits for a free device with 20.0 GiB, and 50.0 GiB of its host's memory: 1 of 2 are busy"
+    assert running.lease_token is not None
+    with database.writing() as session:
+        lifecycle.settle(session, running.id, running.lease_token, JobState.SUCCEEDED)
+    assert claimed(database, worker).id == second
+
+
 def test_several_jobs_share_a_host_and_one_job_may_take_several_devices(database: Database, submit: Submit) -> None:
     first, pair, _late = submit(), submit(gpus=2), submit()
     worker = join_fleet(database, *gpus("0", "1", "2"))

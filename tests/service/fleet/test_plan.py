@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jenga_core.service.fleet.plan import Slot, Waiter, ordered, plan
+from jenga_core.service.fleet.plan import HOST_SHARE, Slot, Waiter, ordered, plan
 
 GIB = 2**30
 
@@ -108,6 +108,43 @@ def test_a_job_that_fits_no_host_holds_nobody_up() -> None:
     assert (made.head, list(made.starts), made.fillers) == (None, ["small"], set())
 
 
+def on_host_of(gib: int, *devices: Slot) -> list[Slot]:
+    return [replace(each, host_memory_bytes=gib * GIB) for each in devices]
+
+
+def test_what_jobs_keep_in_the_memory_of_a_host_must_fit_there_together() -> None:
+    devices = on_host_of(100, *slots(("host", 4)))  # 80 GiB of it are for jobs
+    queue = [waiter(f"j{number}", at=number, host_bytes=30 * GIB) for number in range(3)] + [waiter("none", at=3)]
+    made = plan(queue, devices, {})
+    assert list(made.starts) == ["j0", "j1", "none"]
+    assert made.head == queue[2]
+    assert made.fillers == {"none"}
+    busy = [replace(devices[0], job_id="r", held_host_bytes=60 * GIB), *devices[1:]]
+    assert list(plan(queue, busy, {}).starts) == ["none"]
+    unknown = [replace(each, host_memory_bytes=None) for each in busy]
+    assert list(plan(queue, unknown, {}).starts) == ["j0", "j1", "j2"]
+
+
+def test_each_device_of_a_job_keeps_as_much_there() -> None:
+    devices = on_host_of(100, *slots(("host", 4)))
+    assert plan([waiter("pair", gpus=2, host_bytes=40 * GIB)], devices, {}).starts
+    made = plan([waiter("pair", gpus=2, host_bytes=41 * GIB), waiter("next", at=1)], devices, {})
+    assert (list(made.starts), made.head) == (["next"], None)  # it would fit no empty host, so it holds nobody up
+
+
+def test_a_filler_gives_way_for_the_memory_of_its_host_too() -> None:
+    first, second = on_host_of(100, *slots(("host", 2)))
+    filler = replace(first, job_id="f", filler=True, held_host_bytes=60 * GIB)
+    made = plan([waiter("job", host_bytes=50 * GIB)], [filler, second], {})
+    assert (made.starts, made.give_way) == ({}, ["f"])
+    assert plan([waiter("job", host_bytes=20 * GIB)], [filler, second], {}).starts
+
+
+def test_on_a_cpu_nothing_moves_to_the_memory_of_the_host() -> None:
+    (cpu,) = on_host_of(1, Slot("CPU-1", "host", GIB, is_cpu=True))
+    assert plan([waiter("job", host_bytes=500 * GIB)], [cpu], {}).starts
+
+
 def test_a_cpu_takes_any_job() -> None:
     made = plan([waiter("job", memory_bytes=500 * GIB)], [Slot("CPU-1", "host", GIB, is_cpu=True)], {})
     assert list(made.starts) == ["job"]
@@ -122,6 +159,7 @@ WAITERS = st.lists(
         priority=st.sampled_from([-1, 0, 1]),
         gpus=st.integers(1, 3),
         memory_bytes=st.none() | st.integers(1, 100).map(lambda gib: gib * GIB),
+        host_bytes=st.sampled_from([0, 10 * GIB, 40 * GIB]),
     ),
     max_size=12,
     unique_by=lambda each: each.job_id,
@@ -135,6 +173,8 @@ SLOTS = st.lists(
         is_foreign=st.booleans(),
         job_id=st.none() | st.sampled_from(["r1", "r2"]),
         filler=st.booleans(),
+        host_memory_bytes=st.just(64 * GIB),
+        held_host_bytes=st.sampled_from([0, 10 * GIB]),
     ),
     max_size=8,
     unique_by=lambda each: each.uuid,
@@ -160,6 +200,12 @@ def test_whatever_the_queue_no_device_is_given_twice_and_nobody_overtakes_withou
         assert all(slot.job_id is None and not slot.is_foreign and wanted.fits(slot) for slot in chosen)
         overtakes = made.head is not None and place[job_id] > place[made.head.job_id]
         assert overtakes == (job_id in made.fillers)
+    for host in ("h1", "h2"):
+        kept = sum(slot.held_host_bytes for slot in fleet if slot.host == host)
+        new = [
+            by_id[job_id].host_bytes for job_id, chosen in made.starts.items() for slot in chosen if slot.host == host
+        ]
+        assert not any(new) or kept + sum(new) <= HOST_SHARE * 64 * GIB
     running_fillers = {slot.job_id for slot in fleet if slot.filler}
     assert set(made.give_way) <= running_fillers
 

@@ -13,6 +13,7 @@ from jenga_core.memory.estimate import estimate
 from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import BaseModelEntry, Job
 from jenga_core.service.db.session import Database
+from jenga_core.service.fleet.plan import HOST_SHARE
 from jenga_core.service.fleet.registration import Report
 from jenga_core.service.jobs import spec
 from jenga_core.service.jobs.spec import JobRequest
@@ -86,6 +87,23 @@ def test_a_cpu_may_take_what_no_gpu_of_the_fleet_can(database: Database, setting
     join_fleet(database, *gpus("a", gib=8))
     join_fleet(database, Report("CPU-1", "cpu", "test", 900 * GIB), host="other")
     assert job_of(database, settings, seeded).memory_bytes is not None
+
+
+def test_what_offload_keeps_must_fit_the_memory_of_some_host(
+    database: Database, settings: Settings, seeded: Seed
+) -> None:
+    offload = {"recompute": "full", "offload": True}
+    kept = job_of(database, settings, seeded, **offload).host_bytes
+    assert kept > GIB
+    assert job_of(database, settings, seeded, recompute="full").host_bytes == 0
+    gib = int(kept / HOST_SHARE / GIB) + 1  # enough for one device's share
+    join_fleet(database, *gpus("a", "b", gib=80), host_gib=gib)
+    assert job_of(database, settings, seeded, **offload).host_bytes == kept
+    with pytest.raises(ConfigError, match=r"keeps about [\d.]+ GiB in its host's memory, and 80% of the largest") as no:
+        job_of(database, settings, seeded, gpus=2, **offload)
+    assert (no.value.code, no.value.param) == ("does_not_fit", "jenga.offload")
+    join_fleet(database, *gpus("c", "d", gib=80), host="of unknown size")
+    assert job_of(database, settings, seeded, gpus=2, **offload).host_bytes == kept
 
 
 def test_more_devices_than_any_host_has_are_refused(database: Database, settings: Settings, seeded: Seed) -> None:

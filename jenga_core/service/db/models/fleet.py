@@ -27,6 +27,9 @@ class Worker(Base):
     heartbeat_at: Mapped[float]
     """By the database's clock."""
 
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of the host; None: not known."""
+
     draining: Mapped[bool] = mapped_column(default=False, server_default=false())
     """It shuts down and takes no more jobs."""
 

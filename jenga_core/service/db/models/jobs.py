@@ -59,6 +59,9 @@ class Job(Base):
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Expected peak on a GPU (memory/estimate.py), which a device must have; None when it is not known."""
 
+    host_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """What it keeps in its host's memory for each of its GPUs, as expected (`offload`)."""
+
     state: Mapped[str]
     """Who may act (JobState)."""
 
