@@ -1,6 +1,6 @@
 """What a checkpoint holds beside the Trainer's own state, so that a job goes on exactly as it was.
 
-    calibration.json   the dense reference and the held-out loss from before training: not measured again
+    calibration.json   the held-out loss from before training, and the first batch's memory: not measured again
     thresholds.json    where layers choose by threshold
     predictors/        where block scores are predicted; other jobs of the team may replace the stored ones meanwhile
 
@@ -25,9 +25,14 @@ CALIBRATION, THRESHOLDS, PREDICTORS = "calibration.json", "thresholds.json", "pr
 
 def save(job: TrainingJob, folder: Path) -> None:
     """Write it into the state folder of a checkpoint in the making."""
-    assert job.handle is not None and job.dense is not None
+    assert job.handle is not None
     held_out = None if job.held_out_before is None else asdict(job.held_out_before)
-    measured = {"dense": asdict(job.dense), "held_out_before": held_out, "warnings": job.warnings}
+    measured = {
+        "activation_bytes": job.activation_bytes,
+        "dense": None if job.dense is None else asdict(job.dense),
+        "held_out_before": held_out,
+        "warnings": job.warnings,
+    }
     (folder / CALIBRATION).write_text(json.dumps(measured, indent=1) + "\n")
     if job.handle.thresholds is not None:
         job.handle.thresholds.save(folder / THRESHOLDS)
@@ -36,11 +41,12 @@ def save(job: TrainingJob, folder: Path) -> None:
 
 
 def load_calibration(job: TrainingJob, checkpoint: Path) -> None:
-    """Leaves dense, held_out_before and the handle's thresholds, as the calibrate stage does."""
+    """Leaves what was measured before the checkpoint, and the handle's thresholds."""
     assert job.handle is not None
     folder = checkpoint / STATE_FOLDER
     measured = json.loads((folder / CALIBRATION).read_text())
-    job.dense = DenseReference(**measured["dense"])
+    if measured["dense"] is not None:
+        job.activation_bytes, job.dense = measured["activation_bytes"], DenseReference(**measured["dense"])
     job.held_out_before = None if measured["held_out_before"] is None else HeldOut(**measured["held_out_before"])
     job.warnings += [each for each in measured["warnings"] if each not in job.warnings]
     if (folder / THRESHOLDS).exists():

@@ -82,9 +82,14 @@ class TrainingJob:
     plan: Plan | None = None
     model: PeftModel | None = None
     handle: JengaHandle | None = None
-    dense: DenseReference | None = None
     held_out_before: HeldOut | None = None
     predictors: Stored | None = None
+    activation_bytes: int | None = None
+    """What the first micro-batch saved for backward."""
+
+    dense: DenseReference | None = None
+    """What that takes densely; None for a job that was stopped before it."""
+
     finished: Finished | None = None
     held_out_after: HeldOut | None = None
 

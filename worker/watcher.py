@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 
 from jenga_core.errors import JengaError
+from jenga_core.finetuning.dense_reference import DenseReference
 from jenga_core.patching.report import JengaReport
 from worker import resume_state
-from worker.protocol import CheckpointMessage, SelectionMessage, StepMessage
+from worker.protocol import CheckpointMessage, MemoryMessage, SelectionMessage, StepMessage
 from worker.training_job import TrainingJob
 
 
@@ -19,6 +20,27 @@ class JobWatcher:
         self.job = job
         self.selections_every_steps = selections_every_steps
         self.last_loss = math.nan
+
+    def memory_measured(self, activation_bytes: int, dense: DenseReference) -> None:
+        """Keep it, and send what the dense step takes."""
+        job = self.job
+        job.dense, job.activation_bytes = dense, activation_bytes
+        if dense.measured_tokens < dense.tokens:
+            job.reporter.event(
+                f"Dense LoRA at {dense.tokens} tokens was not run; its activation memory is extended from "
+                f"{dense.measured_tokens} tokens"
+            )
+        job.reporter.send(
+            MemoryMessage(
+                phase="dense_reference",
+                states_bytes=dense.states_bytes,
+                activation_bytes=dense.activation_bytes,
+                predictor_bytes=0,
+                other_bytes=max(dense.peak_bytes - dense.states_bytes - dense.activation_bytes, 0),
+                peak_bytes=dense.peak_bytes,
+                device=str(job.device),
+            )
+        )
 
     def step_done(
         self, step: int, *, train_loss: float, learning_rate: float, tokens_per_second: float, trained_tokens: int

@@ -7,12 +7,12 @@ number of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jenga_core.finetuning.data import PadRight
 from jenga_core.memory.accounting import peak_bytes, reset_peak, saved_activations, states_bytes
 from jenga_core.patching.apply import JengaHandle
 
@@ -29,21 +29,31 @@ class DenseReference:
     """Of the steps that were run; for an extended measurement, of the shorter ones."""
 
     measured_tokens: int
-    """Tokens of the longest step that was run; fewer than the batch's when the figure was extended."""
+    """Of the longest step that was run; fewer than `tokens` when the figure was extended."""
+
+    tokens: int
+    """Of the batch's sequences."""
 
 
-def measure_dense(
-    model: torch.nn.Module, handle: JengaHandle, sequences: list[dict[str, list[int]]], collate: PadRight
-) -> DenseReference:
-    """Run the dense step on these sequences, then clear the gradients. Leaves the model in train mode."""
+def measure_dense(model: torch.nn.Module, handle: JengaHandle, batch: Mapping[str, Tensor]) -> DenseReference:
+    """Run the dense step on this batch, which lies on the model's device, then clear the gradients.
+
+    Leaves the model in train mode, random numbers as they were, and the peak at that of the step.
+    """
     device = next(model.parameters()).device
-    batch = {name: tensor.to(device) for name, tensor in collate(sequences).items()}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _measure(model, handle, batch, device)
+
+
+def _measure(
+    model: torch.nn.Module, handle: JengaHandle, batch: Mapping[str, Tensor], device: torch.device
+) -> DenseReference:
     tokens = batch["input_ids"].shape[1]
     reset_peak(device)
     if device.type == "cuda" or tokens <= LONGEST_ON_CPU_TOKENS:
         try:
             activation_bytes = _dense_step(model, handle, batch)
-            return DenseReference(activation_bytes, states_bytes(model), peak_bytes(device), tokens)
+            return DenseReference(activation_bytes, states_bytes(model), peak_bytes(device), tokens, tokens)
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
@@ -54,10 +64,10 @@ def measure_dense(
     at_longer = _dense_step(model, handle, _first(batch, longer))
     per_token = (at_longer - at_shorter) / (longer - shorter)
     extended = round(at_longer + per_token * (tokens - longer))
-    return DenseReference(extended, states_bytes(model), peak_bytes(device), longer)
+    return DenseReference(extended, states_bytes(model), peak_bytes(device), longer, tokens)
 
 
-def _dense_step(model: torch.nn.Module, handle: JengaHandle, batch: dict[str, Tensor]) -> int:
+def _dense_step(model: torch.nn.Module, handle: JengaHandle, batch: Mapping[str, Tensor]) -> int:
     model.train()
     with handle.disabled(), saved_activations(model) as saved:
         loss = model(**batch).loss
@@ -67,5 +77,5 @@ def _dense_step(model: torch.nn.Module, handle: JengaHandle, batch: dict[str, Te
     return total
 
 
-def _first(batch: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
+def _first(batch: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
     return {name: tensor[:, :tokens] for name, tensor in batch.items()}

@@ -26,8 +26,9 @@ from jenga_core.config import JengaConfig
 from jenga_core.finetuning import checkpoints
 from jenga_core.finetuning.captured_steps import Batch, CapturedSteps
 from jenga_core.finetuning.data import Encoded, PadRight
+from jenga_core.finetuning.dense_reference import DenseReference, measure_dense
 from jenga_core.finetuning.parallel import ALONE, Ranks
-from jenga_core.memory.accounting import saved_activations
+from jenga_core.memory.accounting import reset_peak, saved_activations
 from jenga_core.patching.apply import handle_of
 
 DEFAULT_LEARNING_RATE = 2e-4
@@ -78,6 +79,9 @@ def make_plan(config: JengaConfig, hyperparameters: dict[str, Any], *, num_seque
 class Watcher(Protocol):
     """Told about the run as it goes; called in the training process, between steps."""
 
+    def memory_measured(self, activation_bytes: int, dense: DenseReference) -> None:
+        """If asked: what the first micro-batch saves for backward, and what it takes densely."""
+
     def step_done(
         self, step: int, *, train_loss: float, learning_rate: float, tokens_per_second: float, trained_tokens: int
     ) -> None:
@@ -99,8 +103,8 @@ class Finished:
 
     stopped_at_step: int
     trained_tokens: int
-    activation_bytes: int
-    """Saved for backward by the first micro-batch of this run; 0 if no step was run."""
+    has_trained: bool
+    """False where a resumed run found nothing left to do."""
 
     optimizer: torch.optim.Optimizer
     history: list[dict[str, float]]
@@ -119,10 +123,12 @@ def finetune(
     watcher: Watcher,
     resume_from: Path | None = None,
     ranks: Ranks = ALONE,
+    measure_memory: bool = False,
 ) -> Finished:
     """Train the adapter of `model` (already adapted and patched) for `plan.total_steps`, or on from a checkpoint.
 
-    `data` is all of it; of several `ranks` each takes its share (parallel.py), and only the first saves.
+    `data` is all of it; of several `ranks` each takes its share (parallel.py), and only the first saves. With
+    `measure_memory`, the first micro-batch is computed twice, densely before (dense_reference.py).
     """
     arguments = TrainingArguments(
         output_dir=str(checkpoint_folder),
@@ -157,32 +163,32 @@ def finetune(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.watcher, trainer.checkpoint_folder, trainer.ranks = watcher, checkpoint_folder, ranks
+    trainer.measures_memory = measure_memory
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trainer.let_go()
     assert trainer.optimizer is not None
     return Finished(
         stopped_at_step=trainer.state.global_step,
         trained_tokens=int(trainer.state.num_input_tokens_seen) * ranks.size,
-        activation_bytes=trainer.activation_bytes,
+        has_trained=trainer.has_trained,
         optimizer=trainer.optimizer,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
     )
 
 
 class _MeasuringTrainer(Trainer):
-    """Counts the activations that the first forward saves for backward; its checkpoints are whole or not there."""
+    """Measures memory, if asked, with the first micro-batch; its checkpoints are whole or not there."""
 
-    activation_bytes = 0
+    measures_memory = has_trained = False
     watcher: Watcher
     checkpoint_folder: Path
     ranks: Ranks = ALONE
-    _has_trained = False
     _writing_to: Path | None = None
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        self._has_trained = True
+        self.has_trained = True
         loss = self._steps({**self._prepare_inputs(inputs), "num_items_in_batch": num_items_in_batch})
         if self.accelerator.sync_gradients:
             self.ranks.average_gradients(each for each in model.parameters() if each.requires_grad)
@@ -204,11 +210,16 @@ class _MeasuringTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any) -> Any:
-        if self.activation_bytes:
+        if not self.measures_memory:
             return super().compute_loss(model, inputs, *args, **kwargs)
+        self.measures_memory = False
+        handle = handle_of(self.model)
+        assert handle is not None
+        dense = measure_dense(self.model, handle, inputs)
+        reset_peak(self.args.device)
         with saved_activations(model) as saved:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.activation_bytes = saved.total_bytes
+        self.watcher.memory_measured(saved.total_bytes, dense)
         return loss
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -217,7 +228,7 @@ class _MeasuringTrainer(Trainer):
         if (handle := handle_of(self.model)) is not None:
             handle.epoch = kwargs["epoch"]
         step = self.state.global_step
-        resumed_to_stop = step > 0 and not self._has_trained and self.watcher.should_stop()
+        resumed_to_stop = step > 0 and not self.has_trained and self.watcher.should_stop()
         stop = self.ranks.any(resumed_to_stop, self.args.device)
         if step >= self.state.max_steps or stop:
             self.control.should_training_stop = True

@@ -26,8 +26,7 @@ def test_after_running_out_of_memory_the_peak_is_that_of_the_shorter_steps(monke
 
     monkeypatch.setattr(dense_reference, "_dense_step", step)
     monkeypatch.setattr(dense_reference, "reset_peak", lambda device: order.append("reset"))
-    found = dense_reference.measure_dense(
-        model, handle, [{"input_ids": list(range(3, 131)), "labels": list(range(3, 131))}], PadRight(0)
-    )
+    batch = PadRight(0)([{"input_ids": list(range(3, 131)), "labels": list(range(3, 131))}])
+    found = dense_reference.measure_dense(model, handle, batch)
     assert order == ["reset", 128, "reset", 16, 32]
     assert found.measured_tokens == 32

@@ -14,7 +14,7 @@ from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError
 from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.finetuning.data import Encoded, collator, encode_file
-from jenga_core.finetuning.dense_reference import measure_dense
+from jenga_core.finetuning.dense_reference import DenseReference, measure_dense
 from jenga_core.finetuning.trainer import Finished, finetune, make_plan
 from jenga_core.patching.apply import JengaHandle
 from tests.support.tiny import tiny_model, tiny_tokenizer
@@ -26,7 +26,12 @@ class Recorder:
     def __init__(self, stop_after: int | None = None) -> None:
         self.steps: dict[int, dict[str, Any]] = {}
         self.checkpoints: list[Path] = []
+        self.memory: list[tuple[int, DenseReference]] = []
         self.stop_after = stop_after
+
+    def memory_measured(self, activation_bytes: int, dense: DenseReference) -> None:
+        assert not self.steps
+        self.memory.append((activation_bytes, dense))
 
     def step_done(self, step: int, **numbers: Any) -> None:
         self.steps[step] = numbers
@@ -63,9 +68,15 @@ def corpus(folder: Path) -> Encoded:
 
 
 def run(
-    folder: Path, settings: JengaConfig, *, resume_from: Path | None = None, watcher: Recorder | None = None
+    folder: Path,
+    settings: JengaConfig,
+    *,
+    resume_from: Path | None = None,
+    watcher: Recorder | None = None,
+    measure_memory: bool = False,
+    data: Encoded | None = None,
 ) -> tuple[Recorder, Finished, nn.Module]:
-    data = corpus(folder)
+    data = data or corpus(folder)
     base = tiny_model()
     base.requires_grad_(False)
     torch.manual_seed(0)
@@ -76,6 +87,7 @@ def run(
     finished = finetune(
         model, data, collator(tiny_tokenizer()), settings, plan,
         seed=7, checkpoint_folder=folder / "checkpoints", watcher=watcher, resume_from=resume_from,
+        measure_memory=measure_memory,
     )  # fmt: skip
     return watcher, finished, model
 
@@ -97,8 +109,23 @@ def test_training_lowers_the_loss_and_counts_what_it_saw(tmp_path: Path) -> None
     assert finished.stopped_at_step == 32
     assert [entry["loss"] for entry in finished.history] == watcher.losses
     assert finished.trained_tokens == watcher.steps[32]["trained_tokens"] <= 32 * 64
-    assert finished.activation_bytes > 0
+    assert finished.has_trained and not watcher.memory
     assert [folder.name for folder in watcher.checkpoints] == ["checkpoint-16", "checkpoint-32"]
+
+
+def test_memory_is_measured_beside_dense_with_one_batch_and_training_does_not_notice(tmp_path: Path) -> None:
+    """Rows of all lengths, in whose order chance has a part; random selection draws numbers, too."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join('{"text": "%s"}\n' % ("the quick brown fox " * n) for n in (3, 1, 2, 3, 1, 2, 1, 3)))
+    data = encode_file(rows, tiny_tokenizer(), context_length_tokens=64, cache_folder=tmp_path / "cache")
+    settings = config(max_steps=4, selection={"block_tokens": 8, "score": "random"}, lora={"dropout": 0.1})
+    (tmp_path / "measured").mkdir()
+    watcher, _, _ = run(tmp_path / "measured", settings, measure_memory=True, data=data)
+    plain, _, _ = run(tmp_path, settings, data=data)
+    assert watcher.losses == plain.losses
+    ((sparse_bytes, dense),) = watcher.memory
+    assert dense.tokens == watcher.steps[1]["trained_tokens"]
+    assert 0.2 < sparse_bytes / dense.activation_bytes < 0.9
 
 
 def test_a_short_run_wastes_no_step_on_a_rate_of_zero(tmp_path: Path) -> None:
@@ -147,7 +174,7 @@ def test_a_run_that_was_lost_after_its_last_step_trains_no_more(tmp_path: Path) 
     (tmp_path / "resumed").mkdir()
     whole, _, trained = run(tmp_path, config(max_steps=4))
     rest, finished, model = run(tmp_path / "resumed", config(max_steps=4), resume_from=whole.checkpoints[-1])
-    assert (rest.steps, finished.stopped_at_step, finished.activation_bytes) == ({}, 4, 0)
+    assert (rest.steps, finished.stopped_at_step, finished.has_trained) == ({}, 4, False)
     assert [entry["loss"] for entry in finished.history] == whole.losses
     torch.testing.assert_close(model.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
@@ -184,14 +211,13 @@ def test_dense_reference_saves_more_and_leaves_no_gradient(tmp_path: Path, monke
     base.requires_grad_(False)
     model = add_adapter(base, settings.lora)
     handle = apply_jenga(model, settings)
-    sequences = [{"input_ids": list(range(3, 131)), "labels": list(range(3, 131))}]
-    collate = collator(tiny_tokenizer())
-    dense = measure_dense(model, handle, sequences, collate)
-    assert dense.measured_tokens == 128
+    batch = collator(tiny_tokenizer())([{"input_ids": list(range(3, 131)), "labels": list(range(3, 131))}])
+    dense = measure_dense(model, handle, batch)
+    assert dense.measured_tokens == dense.tokens == 128
     assert all(parameter.grad is None for parameter in model.parameters())
     assert dense.peak_bytes > dense.activation_bytes > dense.states_bytes / 100 > 0
 
     monkeypatch.setattr("jenga_core.finetuning.dense_reference.LONGEST_ON_CPU_TOKENS", 64)
-    extended = measure_dense(model, handle, sequences, collate)
-    assert extended.measured_tokens == 32
+    extended = measure_dense(model, handle, batch)
+    assert (extended.measured_tokens, extended.tokens) == (32, 128)
     assert extended.activation_bytes == pytest.approx(dense.activation_bytes, rel=0.02)

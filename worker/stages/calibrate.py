@@ -1,47 +1,24 @@
-"""Before training: held-out loss, the memory of one dense step to compare with, and, if asked, the layers'
-thresholds. A job that goes on from a checkpoint finds all three in it."""
+"""Before training: held-out loss and, if asked, the layers' thresholds. A job that goes on from a checkpoint finds both
+in it."""
 
 from __future__ import annotations
 
-from jenga_core.finetuning.dense_reference import measure_dense
 from jenga_core.finetuning.evaluation import HeldOut, evaluate
 from jenga_core.finetuning.thresholds import calibrate
 from worker import resume_state
-from worker.protocol import MemoryMessage, StepMessage
+from worker.protocol import StepMessage
 from worker.training_job import TrainingJob
 
 
 def run(job: TrainingJob) -> None:
-    """Leaves dense, held_out_before and, where the selection is by threshold, the handle's thresholds."""
-    assert job.model is not None and job.handle is not None and job.training is not None and job.plan is not None
+    """Leaves held_out_before and, where the selection is by threshold, the handle's thresholds."""
+    assert job.handle is not None
     if job.resume_from is not None:
         resume_state.load_calibration(job, job.resume_from)
         return
     job.held_out_before = evaluate_held_out(job)
     if job.held_out_before is not None:
         job.reporter.send(StepMessage(step=0, valid_loss=job.held_out_before.loss))
-
-    sequences = [
-        job.training.sequences[index] for index in range(min(job.plan.batch_size, len(job.training.sequences)))
-    ]
-    job.dense = measure_dense(job.model, job.handle, sequences, job.collate())
-    tokens = max(len(sequence["input_ids"]) for sequence in sequences)
-    if job.dense.measured_tokens < tokens:
-        job.reporter.event(
-            f"Dense LoRA at {tokens} tokens was not run; its activation memory is extended from "
-            f"{job.dense.measured_tokens} tokens"
-        )
-    job.reporter.send(
-        MemoryMessage(
-            phase="dense_reference",
-            states_bytes=job.dense.states_bytes,
-            activation_bytes=job.dense.activation_bytes,
-            predictor_bytes=0,
-            other_bytes=max(job.dense.peak_bytes - job.dense.states_bytes - job.dense.activation_bytes, 0),
-            peak_bytes=job.dense.peak_bytes,
-            device=str(job.device),
-        )
-    )
     if job.handle.config.enabled and job.handle.config.selection.by == "threshold":
         _find_thresholds(job)
 

@@ -31,9 +31,10 @@ def run(job: TrainingJob) -> None:
         watcher=JobWatcher(job, selections_every_steps=max(job.plan.total_steps // 100, 1)),
         resume_from=job.resume_from,
         ranks=job.ranks,
+        measure_memory=job.dense is None,
     )
     ranks.part(job)
-    if job.finished.activation_bytes:
+    if job.finished.has_trained:
         _tell_memory(job)
     if job.finished.stopped_at_step < job.plan.total_steps:
         job.leave_if_asked()
@@ -41,16 +42,16 @@ def run(job: TrainingJob) -> None:
 
 
 def _tell_memory(job: TrainingJob) -> None:
-    assert job.model is not None and job.finished is not None
+    assert job.model is not None and job.finished is not None and job.activation_bytes is not None
     states, peak = states_bytes(job.model, job.finished.optimizer), peak_bytes(job.device)
     predictors = 0 if job.predictors is None else states_bytes(job.predictors.predictors)
     job.reporter.send(
         MemoryMessage(
             phase="finetune",
             states_bytes=states,
-            activation_bytes=job.finished.activation_bytes,
+            activation_bytes=job.activation_bytes,
             predictor_bytes=predictors,
-            other_bytes=max(peak - states - predictors - job.finished.activation_bytes, 0),
+            other_bytes=max(peak - states - predictors - job.activation_bytes, 0),
             peak_bytes=peak,
             device=str(job.device),
         )

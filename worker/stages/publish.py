@@ -41,8 +41,7 @@ def _write_metrics(job: TrainingJob) -> None:
 
 
 def _report(job: TrainingJob) -> dict[str, Any]:
-    assert job.handle is not None and job.finished is not None and job.dense is not None and job.training is not None
-    assert job.model is not None
+    assert job.handle is not None and job.finished is not None and job.training is not None and job.model is not None
     report = job.handle.report()
     return {
         "enabled": report.enabled,
@@ -51,8 +50,8 @@ def _report(job: TrainingJob) -> dict[str, Any]:
         "predictors": None if job.predictors is None else report_on(job.predictors, job.model),
         "kept_fraction": list(report.kept_fraction),
         "thresholds": None if job.handle.thresholds is None else dict(job.handle.thresholds.by_layer),
-        "activation_bytes": job.finished.activation_bytes or None,
-        "dense_activation_bytes": job.dense.activation_bytes,
+        "activation_bytes": job.activation_bytes,
+        "dense_activation_bytes": None if job.dense is None else job.dense.activation_bytes,
         "held_out_before": _held_out(job.held_out_before),
         "held_out_after": _held_out(job.held_out_after),
         "training_rows": job.training.rows,
