@@ -33,11 +33,10 @@ from transformers import AutoConfig
 
 from benchmarks import environment, retrieval, rows
 from benchmarks.policies import POLICIES, Setting, train
-from jenga_core.finetuning.data import collator, encode
+from jenga_core.finetuning.data import collator
 from jenga_core.finetuning.evaluation import evaluate
 from jenga_core.finetuning.pretrained import load_tokenizer
 from jenga_core.patching.apply import JengaHandle
-from jenga_core.training_rows import TextRow
 
 TRAINING_SEED, HELD_OUT_SEED = 1, 2
 SETTING = ("task", "context", "keep_fraction", "learning_rate")
@@ -76,8 +75,9 @@ class Texts:
         context = self.arguments.context
         found: list[dict[str, Any]] = []
         for path in paths:
-            row = TextRow(path.read_text(encoding="utf-8"))
-            found += [one for one in encode(row, self.tokenizer, context) if len(one["input_ids"]) == context]
+            ids = [*self.tokenizer(path.read_text(encoding="utf-8")).input_ids, self.tokenizer.eos_token_id]
+            windows = [ids[start : start + context] for start in range(0, len(ids) - context + 1, context)]
+            found += [{"input_ids": window, "labels": window, "cut": False} for window in windows]
         return found
 
     def _documents(self, paths: Sequence[Path], count: int, seed: int) -> list[dict[str, Any]]:

@@ -65,7 +65,13 @@ class Thresholds:
 
 
 def search(
-    initial_by_layer: Mapping[int, float], accuracy: Accuracy, *, sweeps: int, epsilon: float, eta: float
+    initial_by_layer: Mapping[int, float],
+    accuracy: Accuracy,
+    *,
+    sweeps: int,
+    epsilon: float,
+    eta: float,
+    sweep_done: Callable[[int], None] = lambda sweep: None,
 ) -> Thresholds:
     """Algorithm 1: `sweeps` passes over the layers in order, two accuracies per layer and pass.
 
@@ -73,14 +79,16 @@ def search(
         initial_by_layer: mean block score of each layer that selects.
         epsilon: half the finite difference, in units of a layer's initial threshold.
         eta: step size: how many initial thresholds to move per unit of dacc/dt.
+        sweep_done: called after each pass, with its number from 1.
     """
     thresholds = dict(initial_by_layer)
     accuracy_before = accuracy(thresholds)
-    for _ in range(sweeps):
+    for sweep in range(1, sweeps + 1):
         for layer, unit in initial_by_layer.items():
             step = epsilon * unit
             higher = accuracy({**thresholds, layer: thresholds[layer] + step})
             lower = accuracy({**thresholds, layer: max(thresholds[layer] - step, 0.0)})
             slope = (higher - lower) / (2 * epsilon)
             thresholds[layer] = max(thresholds[layer] + eta * slope * unit, 0.0)
+        sweep_done(sweep)
     return Thresholds(thresholds, dict(initial_by_layer), accuracy_before, accuracy(thresholds))

@@ -1,6 +1,8 @@
 """A training file to sequences of token ids with labels, at most one context long.
 
-    text         tokens + end-of-text, split into windows of the context length; every token is a label
+    text         tokens + end-of-text, split into windows of the context length; every token is a label. The last two
+                 windows are of one length where the last would be shorter than half a context: a step that learns
+                 from a few tokens is worth as much as any other
     chat         the model's chat template; labels are the assistant's messages
     completion   prompt + completion + end-of-text; labels are the completion
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +118,8 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, context_length_tokens: 
     """The sequences of one row: several windows of a text; one, or none, of a chat or completion."""
     if isinstance(row, TextRow):
         ids = [*tokenizer(row.text).input_ids, tokenizer.eos_token_id]
-        for start in range(0, len(ids), context_length_tokens):
-            window = ids[start : start + context_length_tokens]
+        for start, end in pairwise(_window_borders(len(ids), context_length_tokens)):
+            window = ids[start:end]
             if len(window) >= SHORTEST_TOKENS:
                 yield {"input_ids": window, "labels": window, "cut": False}
         return
@@ -125,6 +128,13 @@ def encode(row: Row, tokenizer: PreTrainedTokenizerBase, context_length_tokens: 
     ids, labels = ids[:context_length_tokens], labels[:context_length_tokens]
     if any(label != IGNORE for label in labels[1:]):
         yield {"input_ids": ids, "labels": labels, "cut": cut}
+
+
+def _window_borders(tokens: int, context: int) -> list[int]:
+    borders = [*range(0, tokens, context), tokens]
+    if len(borders) > 2 and 2 * (borders[-1] - borders[-2]) < context:
+        borders[-2] = (borders[-3] + borders[-1] + 1) // 2
+    return borders
 
 
 def _completion(row: CompletionRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

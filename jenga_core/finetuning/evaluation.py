@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,16 @@ class HeldOut:
 
 
 def evaluate(
-    model: nn.Module, sequences: Sequence[dict[str, Any]], collate: PadRight, *, windows: int, segment_tokens: int
+    model: nn.Module,
+    sequences: Sequence[dict[str, Any]],
+    collate: PadRight,
+    *,
+    windows: int,
+    segment_tokens: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> HeldOut:
-    """Run the dense model in eval mode over `windows` sequences, spread evenly, one at a time."""
+    """Run the dense model in eval mode over `windows` sequences, spread evenly, one at a time; `tick` is called after
+    each, and may raise."""
     parts = parts_of(model)
     device = next(model.parameters()).device
     count = min(windows, len(sequences))
@@ -57,5 +64,6 @@ def evaluate(
                 )
             )
             labels += int((targets != IGNORE).sum())
+            tick()
     model.train(was_training)
     return HeldOut(loss / max(labels, 1), labels, count)

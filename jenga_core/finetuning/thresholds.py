@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,20 @@ from jenga_core.patching.apply import JengaHandle
 LONGEST_ON_CPU_TOKENS = 512
 
 
-def calibrate(handle: JengaHandle, batches: Sequence[Mapping[str, Tensor]], config: CalibrationConfig) -> Thresholds:
+def calibrate(
+    handle: JengaHandle,
+    batches: Sequence[Mapping[str, Tensor]],
+    config: CalibrationConfig,
+    *,
+    tick: Callable[[], None] = lambda: None,
+    sweep_done: Callable[[int], None] = lambda sweep: None,
+) -> Thresholds:
     """Find the thresholds of the handle's selection and put them into the handle. Deterministic; no gradient.
 
     Args:
         batches: model arguments (input_ids, attention_mask, labels) of held-out text, on any device.
+        tick: called after each batch of each accuracy; may raise.
+        sweep_done: called after each sweep over the layers, with its number from 1.
     """
     model, selection = handle.parts.causal_lm, handle.config.selection
     device = next(model.parameters()).device
@@ -35,9 +44,16 @@ def calibrate(handle: JengaHandle, batches: Sequence[Mapping[str, Tensor]], conf
 
             def accuracy(by_layer: Mapping[int, float]) -> float:
                 handle.thresholds = Thresholds(by_layer, initial, 0.0, 0.0)
-                return next_token_accuracy(handle, on_device, selection)
+                return next_token_accuracy(handle, on_device, selection, tick=tick)
 
-            found = search(initial, accuracy, sweeps=config.sweeps, epsilon=config.epsilon, eta=config.eta)
+            found = search(
+                initial,
+                accuracy,
+                sweeps=config.sweeps,
+                epsilon=config.epsilon,
+                eta=config.eta,
+                sweep_done=sweep_done,
+            )
     finally:
         handle.thresholds = None
         model.train(was_training)
@@ -67,7 +83,12 @@ def mean_block_scores(
 
 
 def next_token_accuracy(
-    handle: JengaHandle, batches: Sequence[Mapping[str, Any]], selection: SelectionConfig, *, segment_tokens: int = 1024
+    handle: JengaHandle,
+    batches: Sequence[Mapping[str, Any]],
+    selection: SelectionConfig,
+    *,
+    segment_tokens: int = 1024,
+    tick: Callable[[], None] = lambda: None,
 ) -> float:
     """Share of all labels that the sparse model predicts rightly; an eliminated token predicts from its residual."""
     forward = selection.model_copy(update={"loss_on": "all", "below_entry": "involved"})
@@ -81,4 +102,5 @@ def next_token_accuracy(
         ):
             right += int((handle.parts.head(hidden).argmax(dim=-1) == target).sum())
         labels += int(rows.sum())
+        tick()
     return right / max(labels, 1)

@@ -105,7 +105,7 @@ LOGIT = 1
 OPTIMIZER_BYTES = {"adamw": 8, "sgd": 0}
 """State per adapter parameter, beside parameter and gradient of 4 bytes each."""
 
-RUNTIME_BYTES = {"cuda": 72 * 2**20, "cpu": 512 * 2**20}
+RUNTIME_BYTES = {"cuda": 72 * 2**20, "cpu": 1280 * 2**20}
 """Workspaces of the libraries; on a CPU, the process."""
 
 CONTEXT_BYTES = 1 * 2**30

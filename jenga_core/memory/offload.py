@@ -41,6 +41,11 @@ class HostMemory:
     def __init__(self) -> None:
         self._latest: weakref.ref[Parcel] | None = None
 
+    @classmethod
+    def of(cls, device: torch.device) -> HostMemory | None:
+        """For what that device computes; None where it computes in the host's memory."""
+        return cls() if device.type == "cuda" else None
+
     @property
     def latest(self) -> Parcel | None:
         """What was sent last, if it is still wanted; until the next is sent it is on the device, too."""

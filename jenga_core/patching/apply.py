@@ -280,7 +280,7 @@ class JengaHandle:
             involvement,
             self._layer_forwards,
             recompute=self.config.recompute,
-            host=HostMemory() if self.config.offload and torch.is_grad_enabled() else None,
+            host=HostMemory.of(given["labels"].device) if self.config.offload and torch.is_grad_enabled() else None,
             attention_group_tokens=self.config.attention_group_tokens,
         )
         self._begin_step(lean=True)

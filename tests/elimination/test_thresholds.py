@@ -39,6 +39,12 @@ def test_no_sweep_keeps_the_means_and_a_threshold_never_becomes_negative() -> No
     assert falling.of_layer(0) == 0.0
 
 
+def test_every_sweep_is_told() -> None:
+    sweeps: list[int] = []
+    search({0: 1.0}, lambda by_layer: 0.5, sweeps=3, epsilon=0.1, eta=1.0, sweep_done=sweeps.append)
+    assert sweeps == [1, 2, 3]
+
+
 def test_each_layer_and_sweep_costs_two_accuracies() -> None:
     asked = []
     search(INITIAL, lambda t: float(len(asked.append(t) or asked)), sweeps=3, epsilon=0.1, eta=0.1)

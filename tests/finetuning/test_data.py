@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jenga_core.errors import DataError
 from jenga_core.finetuning.data import collator, encode, encode_file
@@ -32,13 +34,22 @@ def write(path: Path, *rows: Any) -> Path:
 def test_a_long_text_becomes_windows_that_lose_nothing() -> None:
     text = "abcdefghij" * 5
     windows = list(encode(TextRow(text), tiny_tokenizer(), 16))
-    assert [len(window["input_ids"]) for window in windows] == [16, 16, 16, 3]
+    assert [len(window["input_ids"]) for window in windows] == [16, 16, 10, 9]
     assert decode([token for window in windows for token in window["input_ids"]]) == text + "<end>"
     assert all(window["labels"] == window["input_ids"] for window in windows)
 
 
-def test_a_window_of_one_token_teaches_nothing_and_is_left_out() -> None:
-    assert [len(w["input_ids"]) for w in encode(TextRow("a" * 16), tiny_tokenizer(), 16)] == [16]
+@given(st.integers(1, 200), st.integers(8, 64))
+def test_windows_are_full_and_none_is_short_but_of_a_short_text(letters: int, context: int) -> None:
+    lengths = [len(w["input_ids"]) for w in encode(TextRow("a" * letters), tiny_tokenizer(), context)]
+    assert sum(lengths) == letters + 1
+    assert len(lengths) == -(-(letters + 1) // context)
+    assert all(length == context for length in lengths[:-2])
+    assert len(lengths) == 1 or min(lengths) * 2 >= context
+
+
+def test_an_empty_text_teaches_nothing_and_is_left_out() -> None:
+    assert list(encode(TextRow(""), tiny_tokenizer(), 16)) == []
 
 
 def test_completion_rows_learn_the_completion_and_its_end() -> None:

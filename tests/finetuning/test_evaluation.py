@@ -34,3 +34,5 @@ def test_windows_are_spread_evenly() -> None:
     sequences = Sequences([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 10)
     assert evaluate(model, sequences, PadRight(0), windows=4, segment_tokens=16).windows == 4
     assert seen == [0, 2, 5, 7]
+    evaluate(model, sequences, PadRight(0), windows=4, segment_tokens=16, tick=lambda: seen.append(-1))
+    assert seen[4:] == [0, -1, 2, -1, 5, -1, 7, -1]

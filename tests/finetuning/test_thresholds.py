@@ -38,6 +38,22 @@ def test_the_papers_preset_selects_by_threshold_in_every_layer() -> None:
     assert again == found
 
 
+def test_a_search_can_be_left_between_two_batches() -> None:
+    class Left(Exception):
+        pass
+
+    handle, batches, ticks, sweeps = apply_jenga(tiny_model(), PAPER), [tiny_batch(seed=5), tiny_batch(seed=6)], [], []
+
+    def tick() -> None:
+        ticks.append(1)
+        if len(ticks) == 20:
+            raise Left
+
+    with pytest.raises(Left):
+        calibrate(handle, batches, CalibrationConfig(sweeps=2), tick=tick, sweep_done=sweeps.append)
+    assert (sweeps, handle.thresholds, handle.parts.causal_lm.training) == ([1], None, True)
+
+
 def test_higher_thresholds_keep_fewer_blocks() -> None:
     model, batch = tiny_model(), tiny_batch(batch=1, padded=False)
     handle = apply_jenga(model, PAPER)

@@ -12,6 +12,7 @@ from torch import nn
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError
 from jenga_core.memory.accounting import saved_activations
+from jenga_core.memory.offload import HostMemory
 from jenga_core.patching import layer_runs
 from jenga_core.patching.layer_runs import LayerRuns
 from tests.patching.test_parity import with_adapter
@@ -229,7 +230,11 @@ def test_autocast_on_a_float32_model(model_type: str, recompute: str) -> None:
     ],
     ids=str,
 )
-def test_offload_changes_where_things_wait_and_no_gradient(model_type: str, changes: dict[str, object]) -> None:
+def test_offload_changes_where_things_wait_and_no_gradient(
+    model_type: str, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parcel of a CPU's is what was put into it; where it lies on a GPU: tests/gpu/test_offload.py."""
+    monkeypatch.setattr(HostMemory, "of", classmethod(lambda cls, device: cls()))
     gradients, kept_bytes = [], []
     for offload in (False, True):
         torch.manual_seed(0)
@@ -247,6 +252,17 @@ def test_offload_changes_where_things_wait_and_no_gradient(model_type: str, chan
     for without, with_offload in zip(*gradients, strict=True):
         assert torch.equal(without, with_offload)
     assert kept_bytes[1] < kept_bytes[0] / 2
+
+
+def test_on_a_cpu_offload_saves_nothing_and_says_so() -> None:
+    kept_bytes = []
+    for offload in (False, True):
+        model, batch = with_adapter(tiny_model()), tiny_batch(batch=2, tokens=80)
+        apply_jenga(model, JengaConfig.preset("lora", recompute="full", offload=offload))
+        with saved_activations(model) as saved:
+            model(**batch)
+        kept_bytes.append(saved.total_bytes)
+    assert kept_bytes[0] == kept_bytes[1] > 0
 
 
 @pytest.mark.parametrize("preset", ["lora", "jenga"])

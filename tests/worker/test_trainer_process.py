@@ -251,6 +251,17 @@ def test_a_paused_job_goes_on_at_the_next_step_and_measures_nothing_again(
     ).read_text()
 
 
+def test_a_job_that_searches_thresholds_tells_how_far_it_is_and_leaves_when_asked(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    endless = {"samples": 2, "sweeps": 100}
+    run = Run(tmp_path / "job", make_spec(tmp_path, model_folder, preset="jenga-paper", calibration=endless))
+    run.read(until=lambda message: message.kind == "event" and message.message == "Sweep 1 of 100 is done")
+    run.process.terminate()
+    assert run.wait() == EXIT_STOPPED, run.log()
+    assert trained(run) == {}
+
+
 def test_a_job_that_is_stopped_finishes_with_what_is_trained(tmp_path: Path, model_folder: Path) -> None:
     run = Run(tmp_path / "job", make_spec(tmp_path, model_folder, max_steps=5000, checkpoint_steps=5000))
     run.read(until=lambda message: message.kind == "step" and message.step == 2)

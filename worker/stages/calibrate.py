@@ -29,7 +29,18 @@ def _find_thresholds(job: TrainingJob) -> None:
     count = min(job.spec.config.calibration.samples, len(held_out.sequences))
     chosen = [held_out.sequences[index * len(held_out.sequences) // count] for index in range(count)]
     collate = job.collate()
-    found = calibrate(job.handle, [collate([sequence]) for sequence in chosen], job.spec.config.calibration)
+    config = job.spec.config.calibration
+    job.reporter.event(
+        f"Searching the thresholds of {len(job.handle.selecting_layers)} layers on {count} sequences, in "
+        f"{config.sweeps} sweeps over the layers"
+    )
+    found = calibrate(
+        job.handle,
+        [collate([sequence]) for sequence in chosen],
+        config,
+        tick=job.leave_if_asked,
+        sweep_done=lambda sweep: job.reporter.event(f"Sweep {sweep} of {config.sweeps} is done"),
+    )
     found.save(job.folder / "thresholds.json")
     job.reporter.event(
         f"Thresholds of {len(found.by_layer)} layers, from {count} "
@@ -50,4 +61,5 @@ def evaluate_held_out(job: TrainingJob) -> HeldOut | None:
         job.collate(),
         windows=job.spec.config.eval_windows,
         segment_tokens=job.spec.config.loss.segment_tokens,
+        tick=job.leave_if_asked,
     )

@@ -6,6 +6,7 @@ are scaled by the rows: what is 1000 of 10,000 rows stands for ten times as much
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -96,9 +97,8 @@ def _add(counts: RowCounts, row: RowTokens, context: int) -> None:
     counts.counted_rows += 1
     counts.histogram[max(row.tokens - 1, 1).bit_length()] += 1
     if row.is_text:
-        windows, rest = divmod(row.tokens, context)
-        kept = row.tokens if rest >= SHORTEST_TOKENS else row.tokens - rest
-        counts.sequences += windows + (rest >= SHORTEST_TOKENS)
+        kept = row.tokens if row.tokens >= SHORTEST_TOKENS else 0
+        counts.sequences += math.ceil(kept / context)
     else:
         kept = min(row.tokens, context) if max(row.before_loss, 1) < context else 0
         counts.sequences += kept > 0
