@@ -10,28 +10,20 @@ from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from jenga_core.config import LoraConfig
-from jenga_core.errors import ConfigError
-from jenga_core.patching.architectures import architecture_of
+from jenga_core.patching.architectures import architecture_of, check_targets
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """Put a fresh adapter on a frozen model.
 
     Raises:
-        ConfigError: no layer has a target's name.
-        UnsupportedModelError: no targets are given, and the model's architecture is unknown.
+        ConfigError: the architecture has no linear layer of a target's name.
+        UnsupportedModelError: the model's architecture is unknown.
 
     The adapter starts as the identity; torch's global generator draws its first matrix.
     """
+    check_targets(model.config.model_type, config.target_modules)
     targets = config.target_modules or architecture_of(model.config.model_type).adapter_targets
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    unknown = sorted(set(targets) - names)
-    if unknown:
-        raise ConfigError(
-            f"lora.target_modules {unknown} are not in this model; its linear layers are "
-            f"{sorted(name for name in names if name.endswith(('proj', 'fc1', 'fc2')))}",
-            param="jenga.lora.target_modules",
-        )
     peft_config = PeftLoraConfig(
         r=config.r,
         lora_alpha=config.alpha,

@@ -7,7 +7,7 @@ attention, fused projections, and norms before, after or around attention and ML
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jenga_core.config import RopeConfig
@@ -34,6 +34,9 @@ class Architecture:
     adapter_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """The linear layers of attention, which get an adapter unless `lora.target_modules` says otherwise."""
 
+    linears: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """All linear layers of a layer, which may have an adapter."""
+
     rope_types: tuple[str, ...] = ("linear", "dynamic", "yarn")
     """The `rope.type`s that stretch its context; none where positions are learned, or where transformers refuses."""
 
@@ -49,9 +52,17 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3": Architecture(),
     "gemma2": Architecture(),
     "gemma3_text": Architecture(),
-    "phi3": Architecture(adapter_targets=("qkv_proj", "o_proj"), rope_types=()),
+    "phi3": Architecture(
+        adapter_targets=("qkv_proj", "o_proj"),
+        linears=("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+        rope_types=(),
+    ),
     "opt": Architecture(
-        mlp=None, adapter_targets=("q_proj", "k_proj", "v_proj", "out_proj"), rope_types=(), separates_documents=False
+        mlp=None,
+        adapter_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
+        linears=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        rope_types=(),
+        separates_documents=False,
     ),
 }
 """By transformers' `config.model_type`."""
@@ -68,6 +79,17 @@ def architecture_of(model_type: str) -> Architecture:
             param="model",
         )
     return ARCHITECTURES[model_type]
+
+
+def check_targets(model_type: str, targets: Sequence[str] | None) -> None:
+    """Raise ConfigError if the architecture has no linear layers of these names."""
+    linears = architecture_of(model_type).linears
+    if unknown := sorted(set(targets or ()) - set(linears)):
+        raise ConfigError(
+            f"lora.target_modules {unknown} are no linear layers of a model of type {model_type!r}; these are "
+            f"{', '.join(linears)}",
+            param="jenga.lora.target_modules",
+        )
 
 
 def check_rope(model_type: str, rope: RopeConfig | None) -> None:

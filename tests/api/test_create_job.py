@@ -156,6 +156,8 @@ def test_text_that_utf8_cannot_carry_is_refused(api: Api) -> None:
     assert error_of(api.create(suffix="\ud800"), 400)["param"] == "suffix"
     error_of(api.create(**{"typo\ud800": 1}), 400)
     assert error_of(api.create(jenga={**SMALL, "lora": {"target_modules": ["\ud800"]}}), 400)["param"] == "jenga"
+    error = error_of(api.create(jenga={**SMALL, "lora": {"target_modules": ["q_proj", "nope"]}}), 400)
+    assert (error["param"], "'nope'" in error["message"]) == ("jenga.lora.target_modules", True)
     assert api.jobs() == 0
 
 

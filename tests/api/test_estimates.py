@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jenga_core.config import JengaConfig
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import Device, JobMetric, Worker
 from jenga_core.service.jobs.state import JobState
@@ -105,18 +106,21 @@ def test_a_fleet_too_small_comes_with_advice(api: Api) -> None:
 def test_time_comes_from_earlier_jobs_that_resemble_it(api: Api) -> None:
     assert estimate(api)["seconds"] is None
     with api.database.writing() as session:
-        for speed, enabled in ((100.0, True), (1.0, False)):
-            config = {"enabled": enabled, "context_length_tokens": 128}
-            job = new_job(api.seeded, state=JobState.SUCCEEDED, stage="publish", config=config)
+        for speed, preset, interrupted in ((100.0, "jenga", False), (1.0, "lora", False), (100.0, "jenga", True)):
+            config = JengaConfig.preset(preset, context_length_tokens=128).model_dump(mode="json")
+            times = {"started_at": 1000.0, "finished_at": 1040.0}  # 8 s of it training
+            job = new_job(api.seeded, state=JobState.SUCCEEDED, stage="publish", config=config, **times)
             session.add(job)
             session.flush()
             for step in range(1, 4):
-                row = JobMetric(job_id=job.id, step=step, tokens_per_second=speed, created_at=database_now())
-                session.add(row)
+                at = 1000.0 + 4 * step - (500.0 if interrupted and step == 1 else 0.0)
+                session.add(JobMetric(job_id=job.id, step=step, tokens_per_second=speed, created_at=at))
     told = estimate(api)
     tokens = told["steps"] * told["tokens"] / told["sequences"]
-    assert told["seconds"]["expected"] == pytest.approx(tokens / 100)
-    assert estimate(api, jenga={**SMALL, "preset": "lora"})["seconds"]["expected"] == pytest.approx(tokens)
+    assert told["seconds"]["expected"] == pytest.approx(32 + tokens / 100)
+    assert estimate(api, jenga={**SMALL, "preset": "lora"})["seconds"]["expected"] == pytest.approx(32 + tokens)
+    assert estimate(api, jenga={**SMALL, "preset": "jenga-paper"})["seconds"] is None
+    assert estimate(api, jenga={**SMALL, "recompute": "full"})["seconds"] is None
     assert estimate(api, jenga={**SMALL, "context_length_tokens": 32})["seconds"] is None
 
 

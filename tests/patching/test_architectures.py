@@ -12,7 +12,7 @@ from torch import nn
 from jenga_core.config import LoraConfig, RopeConfig
 from jenga_core.errors import ConfigError, UnsupportedModelError
 from jenga_core.finetuning.adapters import add_adapter
-from jenga_core.patching.architectures import ARCHITECTURES, architecture_of, check_rope
+from jenga_core.patching.architectures import ARCHITECTURES, architecture_of, check_rope, check_targets
 from jenga_core.service.models.inspection import inspect_folder
 from tests.support.tiny import MODEL_TYPES, save_tiny_model, tiny_model
 
@@ -36,6 +36,18 @@ def test_the_service_reads_what_transformers_wrote(tmp_path: Path, model_type: s
     seen = inspect_folder(save_tiny_model(tmp_path, model_type=model_type))
     assert seen["model_type"] == tiny_model(model_type).config.model_type
     assert (seen["num_hidden_layers"], seen["context_length_tokens"]) == (4, 256)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_linear_layers_are_those_of_the_model(model_type: str) -> None:
+    model = tiny_model(model_type)
+    layer = model.get_decoder().layers[0]
+    found = {name.rpartition(".")[2] for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    assert found == set(architecture_of(model.config.model_type).linears)
+    check_targets(model.config.model_type, sorted(found))
+    with pytest.raises(ConfigError, match=r"\['c_attn'\] are no linear layers") as refused:
+        check_targets(model.config.model_type, ["c_attn"])
+    assert refused.value.param == "jenga.lora.target_modules"
 
 
 def test_rope_types() -> None:

@@ -1,7 +1,7 @@
 """What a job would be, before it is made: rows, tokens, steps, memory, devices that it fits on, time. Writes nothing.
 
-Time comes from what is known: the speed of earlier jobs of the same model, method and about the same context. Where
-there are none, nobody knows, and none is given.
+Time comes from what is known: earlier jobs of the same model and method and of about the same context, how fast they
+trained and how long they took before and after. Where there are none, nobody knows, and none is given.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jenga_core.config import JengaConfig
@@ -47,13 +47,13 @@ class Fit:
 
     device: DeviceView
     fits: bool
-    longest_context_tokens: int | None
-    """That would fit a GPU with these settings; None on a CPU, whose memory is everybody's."""
+    longest_context_tokens: int
+    """That would fit it with these settings."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of training, without the stages before and after."""
+    """From the start of the job to its end."""
 
     low: float
     expected: float
@@ -97,9 +97,7 @@ def fits_of(shape: ModelShape, config: JengaConfig, batch_size: int, fleet: Flee
     for worker in fleet.workers:
         for device in worker.devices if worker.state == "online" else ():
             needed = memory.estimate(shape, config, batch_size, device_kind=device.kind).device_bytes
-            longest = None
-            if device.kind == "cuda":
-                longest = longest_context(shape, config, batch_size, device.memory_bytes)
+            longest = longest_context(shape, config, batch_size, device.memory_bytes, device.kind)
             found.append(Fit(device, needed <= device.memory_bytes, longest))
     return found
 
@@ -120,15 +118,19 @@ def seconds_of(
     session: Session, model: str, config: JengaConfig, hyperparameters: Mapping[str, Any], counts: RowCounts
 ) -> Seconds | None:
     """From the speed of the newest jobs that resemble this one; None when there are none."""
-    speeds = _speeds(session, model, config)
-    if not speeds or not counts.sequences:
+    speeds, around = _speeds_and_around(session, model, config)
+    if not speeds or not around or not counts.sequences:
         return None
     per_step = batch_size_of(hyperparameters) * config.gradient_accumulation_steps * counts.tokens / counts.sequences
     tokens = steps_of(config, hyperparameters, counts.sequences) * per_step
     slow, fast = speeds[0], speeds[-1]
     if len(speeds) > 1:
         slow, *_, fast = quantiles(speeds, n=10, method="inclusive")
-    return Seconds(low=tokens / fast, expected=tokens / median(speeds), high=tokens / slow)
+    return Seconds(
+        low=min(around) + tokens / fast,
+        expected=median(around) + tokens / median(speeds),
+        high=max(around) + tokens / slow,
+    )
 
 
 def require_sequences(counts: RowCounts, context_length_tokens: int) -> None:
@@ -137,18 +139,34 @@ def require_sequences(counts: RowCounts, context_length_tokens: int) -> None:
         raise DataError(f"no row leaves a sequence with a label in {context_length_tokens} tokens")
 
 
-def _speeds(session: Session, model: str, config: JengaConfig) -> list[float]:
-    """Tokens per second of earlier steps, ascending."""
+def _speeds_and_around(session: Session, model: str, config: JengaConfig) -> tuple[list[float], list[float]]:
+    """Of earlier jobs like this one, both ascending: tokens per second of steps, and the seconds that a job took beside
+    its steps."""
     ended = select(Job).where(Job.state == JobState.SUCCEEDED, Job.model == model)
+    method = _method_of(config.model_dump(mode="json"))
     speeds: list[float] = []
+    around: list[float] = []
     alike = 0
     for job in session.scalars(ended.order_by(Job.created_at.desc()).limit(10 * EARLIER_JOBS)):
-        if job.config["enabled"] != config.enabled or alike == EARLIER_JOBS:
+        if _method_of(job.config) != method or alike == EARLIER_JOBS:
             continue
         if not 0.5 <= job.config["context_length_tokens"] / config.context_length_tokens <= 2:
             continue
-        steps = select(JobMetric.tokens_per_second).where(JobMetric.job_id == job.id, JobMetric.tokens_per_second > 0)
-        found = session.scalars(steps.order_by(JobMetric.step.desc()).limit(STEPS_OF_EACH))
-        speeds += [speed for speed in found if speed is not None]
+        of_steps = (JobMetric.job_id == job.id, JobMetric.tokens_per_second > 0)
+        newest = select(JobMetric.tokens_per_second).where(*of_steps).order_by(JobMetric.step.desc())
+        speeds += [speed for speed in session.scalars(newest.limit(STEPS_OF_EACH)) if speed is not None]
+        borders = select(func.min(JobMetric.created_at), func.max(JobMetric.created_at)).where(*of_steps)
+        first_at, last_at = session.execute(borders).one()
+        began_at, ended_at = job.started_at or 0.0, job.finished_at or 0.0
+        if first_at is not None and first_at >= began_at:  # else it was interrupted
+            around.append(ended_at - began_at - (last_at - first_at))
         alike += 1
-    return sorted(speeds)
+    return sorted(speeds), sorted(around)
+
+
+def _method_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides how long a step takes, and what comes before the first."""
+    of_all = ("enabled", "recompute", "offload", "attention_group_tokens")
+    of_selection = ("scope", "by", "score", "below_entry", "unselected")
+    selection = config["selection"] if config["enabled"] else {}
+    return (*(config.get(name) for name in of_all), *(selection.get(name) for name in of_selection))

@@ -22,7 +22,7 @@ from jenga_core.errors import ConfigError, DataError, NotFoundError
 from jenga_core.memory.estimate import MemoryEstimate, estimate
 from jenga_core.memory.fitting import longest_context, smallest_change
 from jenga_core.memory.model_shape import ModelShape
-from jenga_core.patching.architectures import architecture_of, check_rope
+from jenga_core.patching.architectures import architecture_of, check_rope, check_targets
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import BaseModelEntry, Device, Job, Worker
 from jenga_core.service.estimates.estimate import batch_size_of
@@ -121,6 +121,7 @@ def warnings(job: Job) -> list[str]:
 
 def _check_fits(model: BaseModelEntry, config: JengaConfig) -> None:
     check_rope(model.model_type, config.rope)
+    check_targets(model.model_type, config.lora.target_modules)
     own, wanted = model.context_length_tokens, config.context_length_tokens
     factor = config.rope.factor if config.rope else 1
     if wanted > own * factor:
