@@ -42,7 +42,10 @@ def measure_dense(model: torch.nn.Module, handle: JengaHandle, batch: Mapping[st
     """
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        return _measure(model, handle, batch, device)
+        measured = _measure(model, handle, batch, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # a graph that is captured later has a pool of its own
+    return measured
 
 
 def _measure(
