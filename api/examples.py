@@ -87,6 +87,9 @@ def _job(**jenga: Any) -> dict[str, Any]:
         "jenga": {
             "stage": "finetune",
             "attempt": 1,
+            "started_at": _AT + 5,
+            "ran_seconds": 0.0,
+            "stop_asked_at": None,
             "step": 20,
             "total_steps": 300,
             "config": {"preset": "jenga", "context_length_tokens": 2048},
@@ -111,6 +114,7 @@ _queued = _job(
     state="queued",
     stage="validate",
     attempt=0,
+    started_at=None,
     step=0,
     total_steps=None,
     loss=None,

@@ -264,7 +264,7 @@ class JengaConfig(_Part):
     """Longest sequence trained on. Longer texts are split into windows; longer chats are cut."""
 
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Optimizer steps. Replaces n_epochs; the data is cycled as often as needed."""
+    """Optimizer steps. Replaces the number of epochs; the data is cycled as often as needed."""
 
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     """Absolute peak learning rate. None means 2e-4 x the job's learning_rate_multiplier."""

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from api.auth import COOKIE, principal_of
 from api.web import modules, settings_form
 from jenga_core.errors import AuthenticationError
-from jenga_core.service.accounts.keys import Principal, authenticate
+from jenga_core.service.accounts.keys import Principal, Scope, authenticate
 from jenga_core.service.db.models import Job, Team
 
 COOKIE_SECONDS = 90 * 24 * 3600
@@ -186,9 +186,15 @@ def _page_of(request: Request, template: str, *, here: str, root: str, status: i
     if principal is None:
         query = f"?{request.url.query}" if request.url.query else ""
         return _to_login(request, root=root, next_page=here + query)
-    return _page(
-        request, template, here=here, root=root, status=status, account=_account(request, principal), **context
-    )
+    context |= {"account": _account(request, principal), "needs_write": _needs_write(principal)}
+    return _page(request, template, here=here, root=root, status=status, **context)
+
+
+def _needs_write(principal: Principal) -> dict[str, str]:
+    """Attributes of a button that changes something: disabled, with the reason, where the key may only read."""
+    if principal.may(Scope.WRITE):
+        return {}
+    return {"disabled": "", "title": f"This needs a key with the scope write; {principal.key_name} may only read"}
 
 
 def _account(request: Request, principal: Principal) -> str:

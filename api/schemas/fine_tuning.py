@@ -61,6 +61,15 @@ class JengaDetails(Answer):
     attempt: int
     """How often the job has been started."""
 
+    started_at: int | None
+    """When its newest attempt began; null until it first runs."""
+
+    ran_seconds: float
+    """How long its ended attempts ran, together; waits and pauses do not count."""
+
+    stop_asked_at: int | None
+    """When it was asked to finish with what is trained."""
+
     step: int
     total_steps: int | None
     config: dict[str, Any]
@@ -90,6 +99,9 @@ class JengaDetails(Answer):
             state=JobState(job.state),
             stage=JobStage(job.stage),
             attempt=job.attempt,
+            started_at=_whole(job.started_at),
+            ran_seconds=round(job.gpu_seconds / job.gpus, 1),
+            stop_asked_at=_whole(job.stop_asked_at),
             step=job.step,
             total_steps=job.total_steps,
             config=job.config,
@@ -137,7 +149,7 @@ class FineTuningJob(Answer):
         return cls(
             id=job.id,
             created_at=int(job.created_at),
-            finished_at=int(job.finished_at) if job.finished_at is not None else None,
+            finished_at=_whole(job.finished_at),
             estimated_finish=_estimated_finish(job, details),
             model=job.model,
             fine_tuned_model=job.fine_tuned_model,
@@ -155,6 +167,10 @@ class FineTuningJob(Answer):
             user_provided_suffix=job.suffix,
             jenga=JengaDetails.of(job, details),
         )
+
+
+def _whole(at: float | None) -> int | None:
+    return None if at is None else int(at)
 
 
 def status_of(job: Job) -> Status:

@@ -60,6 +60,16 @@ def test_a_job_that_ended_is_left_alone(api: Api, what: str) -> None:
     assert api.client.get("/v1/audit", params={"object_id": job_id}).json()["data"] == []
 
 
+def test_a_job_tells_how_long_it_ran_and_that_it_was_stopped(api: Api) -> None:
+    job_id = submit_job(api.database, api.seeded)
+    with api.database.writing() as session:
+        job = session.get_one(Job, job_id)
+        job.gpus, job.gpu_seconds, job.created_at, job.started_at = 2, 200.0, 1000.0, 2000.5
+        job.state, job.step, job.stop_asked_at = JobState.SUCCEEDED, 2, 2100.5
+    jenga = api.client.get(f"/v1/fine_tuning/jobs/{job_id}").json()["jenga"]
+    assert (jenga["started_at"], jenga["ran_seconds"], jenga["stop_asked_at"]) == (2000, 100.0, 2100)
+
+
 def test_scheduling_is_part_of_the_jenga_object(api: Api) -> None:
     fields = {"context_length_tokens": 128, "priority": 1, "gpus": 2, "oom_policy": "shrink"}
     jenga = api.create(jenga=fields).json()["jenga"]

@@ -58,7 +58,7 @@ ACTIVATIONS = {("jenga", 0.4): 11.4e9, ("jenga", 0.25): 7.6e9, ("jenga-paper", 0
 STATES, OTHER = 16_200_000_000, 600_000_000
 """Bytes."""
 
-SETUP_SECONDS, PUBLISH_SECONDS = 360, 60
+WAIT_SECONDS, SETUP_SECONDS, PUBLISH_SECONDS = 20, 360, 60
 LOSS_BEFORE = 2.331
 LONGEST = 90_112
 OUT_OF_MEMORY = (
@@ -135,13 +135,16 @@ def _job(session: Session, team: Team, key_id: str, about: dict[str, Any], now: 
     trained_seconds = SETUP_SECONDS + step * TOKENS_PER_STEP / SPEED[preset, keep]
     created = now - (60 * about["minutes"] if "minutes" in about else trained_seconds)
     ended = state in ("succeeded", "failed", "cancelled")
+    started, finished = created + WAIT_SECONDS, created + trained_seconds + PUBLISH_SECONDS
     job = Job(
         id=job_id(name), team_id=team.id, model="llama-3-8b", training_file="file-train", suffix=name, seed=42,
         validation_file="file-heldout", hyperparameters=dict(HYPERPARAMETERS),
         config=config.model_dump(mode="json"), created_at=created, state=state, stage=about["stage"], step=step,
-        total_steps=about.get("total"), attempt=0 if state == "queued" else 1, started_at=created + 20,
+        total_steps=about.get("total"), attempt=0 if state == "queued" else 1,
+        started_at=None if state == "queued" else started,
+        gpu_seconds=0.0 if state in ("queued", "running") else finished - started,
         gpus=about.get("gpus", 1), trained_tokens=step * TOKENS_PER_STEP or None, result_files=[],
-        finished_at=created + trained_seconds + PUBLISH_SECONDS if ended else None,
+        finished_at=finished if ended else None,
     )  # fmt: skip
     session.add(job)
     session.flush()

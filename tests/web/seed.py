@@ -80,7 +80,10 @@ def seed(session: Session, team: Team) -> None:
             )
         )
     session.flush()
-    running = _job(RUNNING, team, now - 80, state="running", stage="finetune", step=7, total_steps=12, attempt=1)
+    running = _job(
+        RUNNING, team, now - 80, state="running", stage="finetune", step=7, total_steps=12, attempt=1,
+        started_at=now - 70,
+    )  # fmt: skip
     succeeded = _job(
         SUCCEEDED,
         team,
@@ -90,7 +93,9 @@ def seed(session: Session, team: Team) -> None:
         step=12,
         total_steps=12,
         attempt=1,
+        started_at=now - 3829,
         finished_at=now - 3800,
+        gpu_seconds=29.0,
         fine_tuned_model="ft:smollm2-135m:default::success",
         result_files=["file-metrics", "file-adapter"],
         report={
@@ -107,8 +112,9 @@ def seed(session: Session, team: Team) -> None:
     )
     error = {"code": "user_error", "message": f"Row 7 could not be read: {HOSTILE}", "param": None}
     failed = _job(
-        FAILED, team, now - 90_000, state="failed", stage="prepare", attempt=1, finished_at=now - 89_990, error=error
-    )
+        FAILED, team, now - 90_000, state="failed", stage="prepare", attempt=1, error=error,
+        started_at=now - 89_998, finished_at=now - 89_990, gpu_seconds=8.0,
+    )  # fmt: skip
     queued = _job(QUEUED, team, now - 5, state="queued", stage="validate")
     session.add_all([running, succeeded, failed, queued])
     session.flush()

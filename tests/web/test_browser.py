@@ -16,7 +16,7 @@ from jenga_core.config import JengaConfig, LoraConfig
 from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
-from jenga_core.service.db.models import DeviceLease, Job, JobMetric, JobSelection
+from jenga_core.service.db.models import Device, DeviceLease, Job, JobMetric, JobSelection
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
 from tests.support.tiny import tiny_model
@@ -273,10 +273,57 @@ def test_a_waiting_job_is_paused_and_resumed(visit: Visit, database: Database) -
     visit.open(f"jobs/{seed.QUEUED}")
     expect(page.locator("#waiting")).to_contain_text("in the queue")
     page.get_by_role("button", name="Pause").click()
-    expect(page.locator("#state")).to_have_text("paused validate")
+    expect(page.locator("#state")).to_have_text("paused")
+    expect(page.locator("#waiting")).to_have_text(re.compile(r"Resume puts it back into the queue\.$"))
+    expect(page.locator("#stages .here")).to_have_count(0)
     assert _state(database, seed.QUEUED) == "paused"
+    visit.open()
+    expect(page.get_by_role("row").filter(has_text=seed.QUEUED)).not_to_contain_text("starting")
+    visit.open(f"jobs/{seed.QUEUED}")
     page.get_by_role("button", name="Resume").click()
     expect(page.locator("#state")).to_have_text("queued")
+
+
+def test_a_paused_job_tells_from_where_it_goes_on(visit: Visit, database: Database) -> None:
+    visit.open(f"jobs/{seed.RUNNING}")
+    for step, then in ((7, "goes on from its checkpoint at step 7."), (0, "begins anew: it has no checkpoint.")):
+        with database.writing() as session:
+            session.execute(update(Job).where(Job.id == seed.RUNNING).values(state="paused", step=step))
+        expect(visit.page.locator("#waiting")).to_contain_text(then)
+    expect(visit.page.locator("#state")).to_have_text("paused finetune")
+
+
+def test_what_a_job_took_is_what_it_ran(visit: Visit, database: Database) -> None:
+    """The seeded one waited for 171 s before its 29."""
+    page = visit.page
+    expect(page.get_by_role("row").filter(has_text=seed.SUCCEEDED)).to_contain_text("took 29 s")
+    visit.open(f"jobs/{seed.SUCCEEDED}")
+    expect(page.locator("#facts")).to_contain_text("took 29 s")
+    visit.open(f"jobs/{seed.RUNNING}")
+    expect(page.locator("#facts")).to_contain_text("has run 1 min")
+    visit.open(f"jobs/{seed.QUEUED}")
+    page.get_by_role("button", name="Cancel job").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    expect(page.locator("#facts")).to_contain_text("never ran")
+    expect(page.locator("#stages .left")).to_have_count(0)
+    visit.open()
+    expect(page.get_by_role("row").filter(has_text=seed.QUEUED)).to_contain_text("never ran")
+    visit.open(f"compare?job={seed.QUEUED}&job={seed.SUCCEEDED}")
+    expect(page.locator("#measured").get_by_role("row").filter(has_text="took")).to_have_text("tooknever ran29 s")
+
+
+def test_a_job_that_is_stopped_says_so(visit: Visit, database: Database) -> None:
+    page = visit.page
+    visit.open(f"jobs/{seed.RUNNING}")
+    page.get_by_role("button", name="Stop and save").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop and save").click()
+    expect(page.locator("#state")).to_have_text("running finetune, stopping")
+    expect(page.get_by_role("button", name="Stop and save")).to_be_hidden()
+    with database.writing() as session:
+        session.execute(update(Job).where(Job.id == seed.RUNNING).values(state="succeeded", stage="publish"))
+    expect(page.locator("#state")).to_have_text("succeeded stopped at step 7 of 12")
+    visit.open()
+    expect(page.get_by_role("row").filter(has_text=seed.RUNNING)).to_contain_text("stopped at step 7 of 12")
 
 
 def test_what_cannot_be_done_now_is_said(visit: Visit, database: Database) -> None:
@@ -328,10 +375,51 @@ def test_a_bad_file_is_shown_row_by_row_corrected_and_submitted(visit: Visit, tm
     visit.complaints[:] = [text for text in visit.complaints if "400" not in text]
 
 
+def test_settings_that_do_not_fit_are_no_wrong_row(visit: Visit, database: Database) -> None:
+    with database.writing() as session:
+        session.get_one(Device, "GPU-1").memory_bytes = 2**30
+    visit.open("jobs/new")
+    page = visit.page
+    page.locator("#training_file-pick").select_option("file-training")
+    page.get_by_label("Context, tokens").fill("8192")
+    page.get_by_label("Batch size").fill("256")
+    expect(page.locator("#estimate-said")).to_have_text("As it is, the job would be refused.")
+    expect(page.locator("#estimate .warning")).to_contain_text("the job needs about")
+    expect(page.locator("#training_file tr.wrong")).to_have_count(0)
+    expect(page.locator("#training_file .said")).to_be_hidden()
+
+
+def test_rows_longer_than_the_context_are_told_apart(visit: Visit, settings: Settings) -> None:
+    long = b'{"text": "' + b"many words " * 300 + b'"}\n'
+    (settings.data_dir / "files" / "file-training").write_bytes(seed.ROWS + long)
+    visit.open("jobs/new")
+    page = visit.page
+    page.locator("#training_file-pick").select_option("file-training")
+    estimate = page.locator("#estimate")
+    for typed in ("", "2048"):  # the preset's own context, and the same typed
+        page.get_by_label("Context, tokens").fill(typed)
+        expect(estimate).to_contain_text("within the context of 2,048")
+        expect(estimate).to_contain_text("Longer texts are split into windows, not cut")
+        expect(estimate.locator(".histogram .past")).to_have_count(1)
+    page.get_by_label("Context, tokens").fill("8192")
+    expect(estimate.locator(".histogram .past")).to_have_count(0)
+    expect(estimate).not_to_contain_text("Longer texts")
+
+
+@pytest.mark.parametrize("visit", ["narrow"], indirect=True)
+def test_on_a_phone_the_estimate_comes_before_submit(visit: Visit) -> None:
+    visit.open("jobs/new")
+    submit = visit.page.get_by_role("button", name="Submit job")
+    expect(submit).to_be_visible()
+    assert _box(visit.page.locator("#estimate-title"))["y"] < _box(submit)["y"]
+
+
 def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit, database: Database) -> None:
     with database.writing() as session:
         job = session.get_one(Job, seed.SUCCEEDED)
         job.hyperparameters = {**job.hyperparameters, "learning_rate_multiplier": 0.5}
+        other = session.get_one(Job, seed.FAILED)
+        other.config = {**other.config, "eval_windows": 7}
     visit.open(f"jobs/{seed.SUCCEEDED}")
     visit.page.get_by_role("link", name="Clone").click()
     page = visit.page
@@ -343,6 +431,10 @@ def test_a_clone_starts_from_the_other_jobs_settings(visit: Visit, database: Dat
     expect(page.locator("#training_file-pick")).to_have_value("file-training")
     expect(page.locator("#training_file .rows")).to_contain_text("the second document")
     expect(page.locator('[data-path="selection.block_tokens"]')).to_have_value("")  # the preset's own
+    expect(page.locator("#more")).not_to_have_attribute("open", "")
+    visit.open(f"jobs/new?from={seed.FAILED}")
+    expect(page.get_by_label("eval windows")).to_have_value("7")
+    expect(page.get_by_label("eval windows")).to_be_visible()
 
 
 def test_a_device_that_somebody_else_uses_is_not_called_free(visit: Visit, database: Database) -> None:
@@ -361,7 +453,7 @@ def test_on_a_phone_nothing_is_cut_off_or_squeezed(visit: Visit, settings: Setti
     page = visit.page
     with database.writing() as session:
         team = teams.get_or_create_team(session, "seeded")
-        create_key(session, team, "robot", pepper=settings.pepper, scopes=list(Scope))
+        create_key(session, team, "robot" * 12, pepper=settings.pepper, scopes=list(Scope))
     visit.open("fleet")
     reason = page.locator("#queue .reason")
     expect(reason).to_contain_text("waits for a free device")
@@ -370,6 +462,9 @@ def test_on_a_phone_nothing_is_cut_off_or_squeezed(visit: Visit, settings: Setti
     revoke = page.get_by_role("button", name="Revoke robot")
     expect(revoke).to_be_visible()
     assert _box(revoke)["x"] + _box(revoke)["width"] <= 400
+    name = "node => { const text = document.createRange(); text.selectNode(node.firstChild);"
+    end = revoke.locator("xpath=ancestor::tr/th").evaluate(f"{name} return text.getBoundingClientRect().right; }}")
+    assert end <= _box(revoke)["x"]
     visit.open(f"jobs/{seed.RUNNING}")
     legends = page.locator(".legend > span:visible")
     expect(legends).to_have_count(7)
@@ -398,7 +493,7 @@ def test_the_loss_is_drawn_before_any_throughput_is_known(visit: Visit, database
     expect(visit.page.locator("#loss-chart .trace").first).to_be_visible()
 
 
-def test_a_key_that_may_only_read_makes_none(visit: Visit, settings: Settings, database: Database) -> None:
+def test_a_key_that_may_only_read_changes_nothing(visit: Visit, settings: Settings, database: Database) -> None:
     with database.writing() as session:
         team = teams.get_or_create_team(session, "seeded")
         key = create_key(session, team, "reader", pepper=settings.pepper, scopes=[Scope.READ])
@@ -408,6 +503,16 @@ def test_a_key_that_may_only_read_makes_none(visit: Visit, settings: Settings, d
     expect(visit.page.locator("#no-admin")).to_be_visible()
     expect(visit.page.get_by_role("button", name="Make the key")).to_be_hidden()
     expect(visit.page.get_by_role("button", name="Revoke")).to_have_count(0)
+    for path, names in (
+        (f"jobs/{seed.RUNNING}", ("Pause", "Stop and save", "Cancel job")),
+        ("jobs/new", ("Submit job",)),
+    ):
+        visit.open(path)
+        for name in names:
+            button = visit.page.get_by_role("button", name=name)
+            expect(button).to_be_disabled()
+            expect(button).to_have_attribute("title", re.compile("needs a key with the scope write"))
+    expect(visit.page.get_by_label("Upload…").first).to_be_disabled()
 
 
 @wide_and_narrow

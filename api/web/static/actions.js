@@ -7,8 +7,8 @@ const NAMES = { pause: "Pausing", resume: "Resuming", stop: "Stopping", cancel: 
 const possible = {
   pause: ({ state }) => ["queued", "running"].includes(state),
   resume: ({ state }) => state === "paused",
-  stop: ({ state, stage }) => state === "running" && stage === "finetune",
-  cancel: ({ state }) => !ENDED.includes(state),
+  stop: ({ state, stage, stop_asked_at: asked }) => state === "running" && stage === "finetune" && asked === null,
+  cancel: ({ state }) => state !== "cancelling" && !ENDED.includes(state),
 };
 
 /** Wire the buttons; the answer to each goes to `show`. */
@@ -18,19 +18,17 @@ export function offerActions(path, show) {
       const dialog = byId(`confirm-${name}`);
       if (dialog && !(await asked(dialog, name))) return;
       byId(name).disabled = true;
-      let again = true; // a job that was told to stop goes on to the end of its step; telling it twice changes nothing
       try {
         const job = await post(`${path}/${name}`);
         show(job);
         showActions(job);
-        again = name !== "stop";
       } catch (error) {
         if (!expected(error)) throw error;
         const message = `${NAMES[name]} did not work: ${error.message}`;
         complain(byId("failure"), message);
         announce(message);
       }
-      if (again) byId(name).disabled = false;
+      byId(name).disabled = false;
     });
   }
 }
@@ -38,5 +36,4 @@ export function offerActions(path, show) {
 /** Show the buttons that mean something now. */
 export function showActions({ jenga }) {
   for (const [name, may] of Object.entries(possible)) byId(name).hidden = !may(jenga);
-  byId("cancel").disabled = jenga.state === "cancelling";
 }

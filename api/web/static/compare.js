@@ -118,7 +118,7 @@ function measured({ job, metrics, memory, shares }) {
     "peak memory": ours ? format.bytes(ours.peak_bytes) : null,
     "tokens involved": shares ? format.percent(shares.reduce((sum, share) => sum + share, 0) / shares.length) : job.jenga.config.enabled ? null : "all",
     "tokens/s, median": speeds.length ? format.count(Math.round(speeds[Math.floor(speeds.length / 2)])) : null,
-    "took": job.finished_at ? format.duration(job.finished_at - job.created_at) : null,
+    "took": job.finished_at ? format.ran(job) ?? "never ran" : null,
     model: job.fine_tuned_model,
   };
 }

@@ -59,8 +59,8 @@ export const moment = (seconds, words = format.moment) =>
   el("time", { datetime: new Date(1000 * seconds).toISOString(), title: format.moment(seconds) }, words(seconds));
 
 /** A progress bar with its numbers beside it. */
-export function progress({ state, step, total_steps: total }, ended) {
-  if (!total) return [el("span", { class: "faint" }, ended || state === "queued" ? "–" : "starting")];
+export function progress({ state, step, total_steps: total }) {
+  if (!total) return [el("span", { class: "faint" }, state === "running" ? "starting" : "–")];
   return [
     el("progress", { max: total, value: step, "aria-label": `Step ${step} of ${total}` }),
     el("span", { class: "steps" }, `${format.count(step)} / ${format.count(total)}`),

@@ -9,9 +9,9 @@ const WAIT_MILLISECONDS = 400;
 const REFUSED = "As it is, the job would be refused.";
 
 export class Estimate {
-  /** `request()` is the body of the job, or null; `onErrors` gets the rows that are wrong. */
-  constructor(request, onErrors) {
-    Object.assign(this, { request, onErrors, timer: null, running: null, refusal: null });
+  /** `request()` is the body of the job, or null; `context(body)` what it trains on; `onErrors` gets the rows that are wrong. */
+  constructor(request, context, onErrors) {
+    Object.assign(this, { request, context, onErrors, timer: null, running: null, refusal: null });
   }
 
   update() {
@@ -53,7 +53,7 @@ export class Estimate {
   }
 
   show(answer, body) {
-    this.onErrors(answer.errors);
+    this.onErrors(answer.errors.filter(({ row }) => row)); // row 0 is the job as a whole
     say(answer.valid ? "" : REFUSED, "warning");
     byId("estimate").hidden = false;
     byId("estimate").classList.remove("stale");
@@ -70,7 +70,7 @@ export class Estimate {
         time: answer.seconds ? range(answer.seconds, format.duration)
           : "not known yet: no job like it has run here",
       })),
-      ...histogram(answer.length_histogram, body.jenga.context_length_tokens),
+      ...histogram(answer.length_histogram, this.context(body)),
     ]);
   }
 }
@@ -127,13 +127,19 @@ function settings({ memory }) {
 function histogram(buckets, context) {
   if (!buckets?.length) return [];
   const most = Math.max(...buckets.map(({ rows }) => rows), 1);
+  const isPast = ({ from_tokens: from }) => from > context;
   const words = buckets.map((each) => `${each.from_tokens} to ${each.to_tokens} tokens: ${each.rows} rows`).join("; ");
   return [el("h3", {}, "Length of rows, in tokens"), el("div", { class: "histogram", role: "img", "aria-label": words },
     ...buckets.map((each) => {
-      const column = el("span", { class: context && each.from_tokens >= context ? "past" : null,
+      const column = el("span", { class: isPast(each) ? "past" : null,
         title: `${format.count(each.from_tokens)}–${format.count(each.to_tokens)}: ${format.count(each.rows)} rows` });
       column.style.height = `${each.rows ? Math.max(4, (100 * each.rows) / most) : 0}%`;
       return column;
     })),
-    el("p", { class: "ends faint small" }, el("span", {}, format.count(buckets[0].from_tokens)), el("span", {}, format.count(buckets.at(-1).to_tokens)))];
+    el("p", { class: "ends faint small" }, el("span", {}, format.count(buckets[0].from_tokens)), el("span", {}, format.count(buckets.at(-1).to_tokens))),
+    ...(buckets.some(isPast) ? [
+      el("p", { class: "legend", "aria-hidden": "true" }, el("span", {}, el("span", { class: "key ours" }), `within the context of ${format.count(context)}`),
+        " ", el("span", {}, el("span", { class: "key past" }), "longer")),
+      el("p", { class: "faint small" }, "Longer texts are split into windows, not cut; longer chats and completions are cut."),
+    ] : [])];
 }

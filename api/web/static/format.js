@@ -65,6 +65,17 @@ export function duration(seconds) {
   return `${whole} s`;
 }
 
+/** How long a job has run, without waits and pauses: "29 s"; null where it never did. */
+export function ran({ jenga: { state, started_at: started, ran_seconds: seconds } }) {
+  if (started === null) return null;
+  const runs = ["running", "pausing", "cancelling"].includes(state);
+  return duration(seconds + (runs ? Date.now() / 1000 - started : 0));
+}
+
+/** "stopped at step 2 of 498" of a job whose owner ended it early; else null. */
+export const stopped = ({ state, stop_asked_at: asked, step, total_steps: total }) =>
+  (state === "succeeded" && asked !== null && step < total ? `stopped at step ${count(step)} of ${count(total)}` : null);
+
 /** 5000 seconds ago -> "1 h ago". */
 export function ago(seconds) {
   const age = Math.max(0, Date.now() / 1000 - seconds);

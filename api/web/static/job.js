@@ -55,20 +55,23 @@ async function readSteps(series) {
 }
 
 function showHeader(job) {
-  const { state, stage, queue, owner } = job.jenga;
+  const { state, stage, step, queue, owner, started_at: started, stop_asked_at: stopAsked } = job.jenga;
   const ended = ENDED.includes(state);
-  const now = job.finished_at ?? Date.now() / 1000;
-  fill(byId("state"), stateBadge(state), ended || state === "queued" ? "" : ` ${format.words(stage)}`);
+  const now = Date.now() / 1000;
+  const ran = format.ran(job);
+  const at = ended ? format.stopped(job.jenga) : state !== "queued" && started && format.words(stage);
+  fill(byId("state"), stateBadge(state), at ? ` ${at}` : "", !ended && stopAsked ? ", stopping" : "");
   fill(byId("facts"),
     [job.user_provided_suffix, job.model, owner ? `by ${owner}` : null, `created ${format.moment(job.created_at)}`,
-      `${ended ? "took" : "age"} ${format.duration(now - job.created_at)}`,
+      ran !== null ? `${ended ? "took" : "has run"} ${ran}` : ended && "never ran",
       !ended && job.estimated_finish > now ? `about ${format.duration(job.estimated_finish - now)} left` : null,
       attempt > 1 ? `attempt ${attempt}` : null].filter(Boolean).join(" · "));
   showStages(job, ended);
   const moves = state === "running" || (job.jenga.total_steps && (!ended || state === "failed"));
-  fill(byId("progress"), ...(moves ? progress(job.jenga, ended) : []));
+  fill(byId("progress"), ...(moves ? progress(job.jenga) : []));
   byId("waiting").hidden = !queue && state !== "paused";
-  if (state === "paused") fill(byId("waiting"), "Paused: it holds no device. Resume puts it back into the queue, and it goes on from its last checkpoint.");
+  const then = step ? `it goes on from its checkpoint at step ${format.count(step)}` : "it begins anew: it has no checkpoint";
+  if (state === "paused") fill(byId("waiting"), `Paused: it holds no device. Resume puts it back into the queue${started ? `, and ${then}` : ""}.`);
   else if (queue) fill(byId("waiting"), `${queue.position ? `No. ${queue.position} in the queue: ` : "Waiting: "}${queue.reason}`);
   byId("failure").hidden = !job.error?.message;
   if (job.error?.message) {
@@ -79,11 +82,11 @@ function showHeader(job) {
   shown = standing;
 }
 
-function showStages({ jenga: { state, stage } }, ended) {
+function showStages({ jenga: { state, stage, started_at: started } }, ended) {
   const at = STAGES.indexOf(stage);
   fill(byId("stages"), ...STAGES.map((name, index) => {
     const done = index < at || state === "succeeded";
-    const here = index === at && !done && state !== "queued";
+    const here = index === at && !done && state !== "queued" && started !== null;
     const kind = done ? "done" : here ? (state === "failed" ? "failed" : ended ? "left" : "here") : "ahead";
     return el("li", { class: kind, "aria-current": kind === "here" ? "step" : null },
       format.words(name), el("span", { class: "unseen" }, { done: " done", failed: " failed", left: " left" }[kind] ?? ""));

@@ -6,7 +6,6 @@ import * as format from "./format.js";
 /** Pick, job, state, progress, loss, memory, owner, age. */
 export function cells(job) {
   const { state, memory, owner } = job.jenga;
-  const ended = ENDED.includes(state);
   const cell = (name, kind, known, ...children) =>
     el("td", { role: "cell", "data-label": name, class: `${kind} ${known ? "" : "nothing"}`.trim() }, ...children);
   const [newest, kind] = newestLoss(job);
@@ -16,7 +15,7 @@ export function cells(job) {
       el("a", { href: `jobs/${job.id}`, class: "mono" }, job.id),
       el("span", { class: "sub" }, job.user_provided_suffix && el("b", {}, job.user_provided_suffix, " · "), job.model)),
     cell("State", "standing", true, stateBadge(state), el("span", { class: "sub", title: standing(job) }, standing(job))),
-    cell("Progress", "progress", job.jenga.total_steps, ...progress(job.jenga, ended), el("span", { class: "sub" }, timing(job))),
+    cell("Progress", "progress", job.jenga.total_steps || timing(job), ...progress(job.jenga), el("span", { class: "sub" }, timing(job))),
     cell("Loss", "number loss", newest !== null,
       el("span", { class: "curve" }), el("span", { class: "newest" }, format.loss(newest)),
       el("span", { class: "sub" }, kind)),
@@ -36,16 +35,19 @@ export function newestLoss({ jenga: { state, loss } }) {
   return loss && loss.train !== null ? [loss.train, "train"] : [null, ""];
 }
 
-/** The stage, or why the job waits, or why it failed. */
-function standing({ jenga: { state, stage, queue }, error }) {
+/** The stage, or why the job waits, why it failed, or where it was stopped. */
+function standing({ jenga, error }) {
+  const { state, stage, queue, started_at: started } = jenga;
   if (state === "failed") return `in ${format.words(stage)}${error?.code ? `, ${format.words(error.code)}` : ""}`;
   if (queue) return `${queue.position ? `No. ${queue.position}: ` : ""}${queue.reason}`;
-  return ENDED.includes(state) || state === "queued" ? "" : format.words(stage);
+  return format.stopped(jenga) ?? (ENDED.includes(state) || state === "queued" || started === null ? "" : format.words(stage));
 }
 
-function timing({ estimated_finish: finish, finished_at: finished, created_at: created, jenga: { state } }) {
+function timing(job) {
+  const { estimated_finish: finish, finished_at: finished, jenga: { state } } = job;
   const now = Date.now() / 1000;
-  if (finished) return `took ${format.duration(finished - created)}`;
+  const ran = format.ran(job);
+  if (finished) return ran === null ? "never ran" : `took ${ran}`;
   if (state === "running" && finish) return finish > now ? `${format.duration(finish - now)} left` : "a moment left";
   return "";
 }

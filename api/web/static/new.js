@@ -10,7 +10,7 @@ const form = byId("form");
 const defaults = JSON.parse(form.dataset.defaults);
 const training = new Picker(byId("training_file"), { placeholder: "Choose a file…", onChange: edited });
 const validation = new Picker(byId("validation_file"), { placeholder: "None", onChange: edited });
-const estimate = new Estimate(request, (rows) => training.showErrors(rows));
+const estimate = new Estimate(request, contextOf, (rows) => training.showErrors(rows));
 const inputs = [...form.querySelectorAll("[data-path], [data-hyper], [data-place]")];
 const nameOf = ({ dataset: { path, hyper, place } }) => path ?? hyper ?? place;
 
@@ -65,6 +65,7 @@ async function copy(id) {
   }
   if (job.jenga.config.max_steps) byId("n_epochs").value = ""; // what is overruled is not asked for again
   if (job.jenga.config.learning_rate) byId("multiplier").value = "";
+  byId("more").open = inputs.some((input) => input.value && byId("more").contains(input));
 }
 
 /** Whatever was refused was refused of the form as it was. */
@@ -91,6 +92,11 @@ function showDefaults() {
   for (const field of form.querySelectorAll(".sparse")) field.hidden = !preset.enabled || preset.selection.by === "threshold";
 }
 byId("keep_fraction").addEventListener("input", () => (byId("keep_fraction").dataset.moved = "yes"));
+
+/** Tokens of the longest sequence that a job of this body trains on. */
+function contextOf({ jenga }) {
+  return jenga.context_length_tokens ?? defaults[byId("preset").value].context_length_tokens;
+}
 
 /** The body of the request, or null while a file or a model is missing. */
 function request() {

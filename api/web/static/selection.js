@@ -41,8 +41,8 @@ const draw = chart(byId("selection-chart"), (selection) => {
         hovertemplate: "Step %{customdata}, block %{x}: involved in %{z:.0%} of layers<extra></extra>" },
     ],
     layout: {
-      height: upper + lower + 100,
-      margin: { l: 50, r: 24, t: 6, b: 40 },
+      height: upper + lower + 110,
+      margin: { l: 50, r: 24, t: 6, b: 50 },
       xaxis: axis("block", { domain: [0, 0.82], showgrid: false, anchor: "y2", ...counting(blocks) }),
       xaxis2: axis("", { domain: [0.85, 1], range: [0, 1], tickformat: ".0%", tickangle: 0, tickvals: width > 700 ? [0, 0.5, 1] : [1], fixedrange: true, anchor: "y" }),
       yaxis: axis("layer", { domain: [share + 0.09, 1], showgrid: false, ...counting(layers) }),

@@ -41,7 +41,8 @@ export function inWords(job, layer = job.jenga.config.selection.entry_layer) {
   if (!config.enabled) fixed.involved = "every token";
   if (config.enabled) {
     const share = selection.by === "threshold" ? "those over the layer's threshold" : format.percent(selection.keep_fraction);
-    fixed.involved = `${share} of blocks of ${selection.block_tokens} tokens`;
+    const rounded = selection.by === "threshold" ? "" : ", rounded up per document";
+    fixed.involved = `${share} of blocks of ${selection.block_tokens} tokens${rounded}`;
     fixed.selection = selection.scope === "carried" ? `once, at ${entry}` : `in each layer, from ${entry} on`;
     const above = words(selection.unselected);
     fixed["other blocks"] = layer === 0 ? above : `${words(selection.below_entry)} below, ${above} from there on`;

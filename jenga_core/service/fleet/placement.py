@@ -140,10 +140,18 @@ def _reason(waiter: Waiter, made: Plan, slots: Sequence[Slot], full: Collection[
     fitting = [slot for slot in slots if waiter.fits(slot)]
     busy = sum(slot.job_id is not None for slot in fitting)
     foreign = sum(slot.job_id is None and slot.is_foreign for slot in fitting)
-    counted = f"{busy} of {len(fitting)} are busy"
-    if foreign:
-        counted += f", {foreign} held by processes that are no jobs of this service"
-    return f"{order}; waits for {_wanted(waiter, slots)}: {counted}"
+    held = [
+        f"{_of(count, len(fitting))} {how}"
+        for count, how in ((busy, "busy"), (foreign, "held by processes that are no jobs of this service"))
+        if count
+    ]
+    return f"{order}; waits for {_wanted(waiter, slots)}" + (": " + ", ".join(held) if held else "")
+
+
+def _of(count: int, total: int) -> str:
+    if count == total:
+        return "the only one is" if total == 1 else f"all {total} are"
+    return f"{count} of {total} {'is' if count == 1 else 'are'}"
 
 
 def _wanted(waiter: Waiter, slots: Sequence[Slot]) -> str:

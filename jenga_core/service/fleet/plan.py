@@ -217,16 +217,19 @@ def _is_free(slot: Slot, taken: Mapping[str, int], without: Collection[str] = ()
 
 def _why(higher: int, others: int, own: int, least_seconds: float | None) -> str:
     """`least_seconds` is what its team has used, where it was weighed against others'."""
-    parts = []
-    if higher:
-        parts.append(f"{higher} of a higher priority")
-    if others:
-        parts.append(f"{others} of teams that have used less device time lately")
-    if own:
-        parts.append(f"{own} older of its own team")
+    counted = {
+        "of a higher priority": higher,
+        "of teams that have used less device time lately": others,
+        "of its own team": own,
+    }
+    parts = [(count, whose) for whose, count in counted.items() if count]
     if parts:
         before = higher + others + own
-        return f"{before} {'job goes' if before == 1 else 'jobs go'} first: " + ", ".join(parts)
+        jobs = f"{before} {'job' if before == 1 else 'jobs'}"
+        goes = "goes" if before == 1 else "go"
+        if len(parts) == 1:
+            return f"{jobs} {parts[0][1]} {goes} first"
+        return f"{jobs} {goes} first: " + ", ".join(f"{count} {whose}" for count, whose in parts)
     if least_seconds is None:
         return "next"
     used = f"{least_seconds / 3600:.1f} h" if least_seconds >= 3600 else f"{least_seconds / 60:.0f} min"

@@ -59,10 +59,10 @@ def test_team_b_s_one_job_is_next_after_team_a_s_first_of_thirty(database: Datab
         told = placement.waiting(session, [of_b, of_a[1]])
     assert told[of_b].position == 1
     assert told[of_b].reason == (
-        "next: its team has used the least device time lately (0 min); waits for a free device: 1 of 1 are busy"
+        "next: its team has used the least device time lately (0 min); waits for a free device: the only one is busy"
     )
     assert told[of_a[1]].position == 2
-    assert "1 job goes first: 1 of teams that have used less device time lately" in told[of_a[1]].reason
+    assert "1 job of teams that have used less device time lately goes first" in told[of_a[1]].reason
     assert running.lease_token is not None
     with database.writing() as session:
         lifecycle.settle(session, running.id, running.lease_token, JobState.SUCCEEDED)
@@ -86,7 +86,7 @@ def test_the_memory_of_a_host_is_shared_by_what_its_jobs_keep_there(database: Da
     assert claim(database, worker) is None
     with database.reading() as session:
         reason = placement.waiting(session, [second])[second].reason
-    assert reason == "next; waits for a free device with 20.0 GiB, and 50.0 GiB of its host's memory: 1 of 2 are busy"
+    assert reason == "next; waits for a free device with 20.0 GiB, and 50.0 GiB of its host's memory: 1 of 2 is busy"
     assert running.lease_token is not None
     with database.writing() as session:
         lifecycle.settle(session, running.id, running.lease_token, JobState.SUCCEEDED)
@@ -170,7 +170,7 @@ def test_foreign_processes_are_told_and_their_device_is_left_alone(database: Dat
     assert claim(database, worker) is None
     with database.reading() as session:
         assert placement.waiting(session, [job_id])[job_id].reason.endswith(
-            "0 of 1 are busy, 1 held by processes that are no jobs of this service"
+            "waits for a free device: the only one is held by processes that are no jobs of this service"
         )
         ((device,),) = [view.devices for view in repository.fleet(session).workers]
     assert device.foreign_processes == [{"pid": 4711, "name": "python", "memory_bytes": 20 * GIB}]

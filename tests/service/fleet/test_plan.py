@@ -30,7 +30,7 @@ def test_of_thirty_jobs_of_one_team_and_one_of_another_the_one_is_next() -> None
     assert order[0].job_id == "b"
     assert why["b"] == "next: its team has used the least device time lately (0 min)"
     assert [each.job_id for each in order[1:4]] == ["a0", "a1", "a2"]
-    assert why["a1"] == "2 jobs go first: 1 of teams that have used less device time lately, 1 older of its own team"
+    assert why["a1"] == "2 jobs go first: 1 of teams that have used less device time lately, 1 of its own team"
 
 
 def test_a_team_that_waits_alone_is_not_weighed_against_others() -> None:
@@ -38,7 +38,7 @@ def test_a_team_that_waits_alone_is_not_weighed_against_others() -> None:
         [waiter("first", "a", 0), waiter("second", "a", 1), waiter("low", "b", 0, priority=-1)], {"a": 60.0}
     )
     assert why["first"] == "next"
-    assert why["second"] == "1 job goes first: 1 older of its own team"
+    assert why["second"] == "1 job of its own team goes first"
 
 
 def test_teams_take_turns_and_a_place_counts_like_use() -> None:
@@ -54,7 +54,7 @@ def test_a_higher_band_goes_first_whatever_was_used() -> None:
     queue = [waiter("low", "b", 0, priority=-1), waiter("plain", "b", 1), waiter("urgent", "a", 2, priority=1)]
     order, why = ordered(queue, {"a": 1e6})
     assert [each.job_id for each in order] == ["urgent", "plain", "low"]
-    assert why["low"] == "2 jobs go first: 2 of a higher priority"
+    assert why["low"] == "2 jobs of a higher priority go first"
 
 
 def test_a_job_gets_the_smallest_devices_that_fit_on_one_host() -> None:
