@@ -14,11 +14,18 @@ from typing import Any
 
 import httpx
 
-from jenga_core.errors import AuthenticationError, JengaError
+from jenga_core.errors import AuthenticationError, ConfigError, JengaError
 from jenga_core.service.settings import Settings
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PAGE = 100
+COMMANDS = {
+    "GET /v1/files": "`jenga files list`",
+    "GET /v1/fine_tuning/jobs": "`jenga list`",
+    "GET /v1/keys": "`jenga keys list`",
+    "GET /v1/teams": "`jenga teams list`",
+}
+"""What answers tell to ask for, and the command that asks for it."""
 
 
 class ServiceError(JengaError):
@@ -101,7 +108,7 @@ def _reached(url: str) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         raise Unreachable(
-            f"cannot reach Jenga at {url}: {error}. Start it with `jenga up`, or set JENGA_BASE_URL."
+            f"cannot reach Jenga at {url}: {str(error).rstrip('.')}. Start it with `jenga up`, or set JENGA_BASE_URL."
         ) from error
 
 
@@ -116,10 +123,13 @@ def connected(settings: Settings) -> Iterator[Service]:
 
 
 def base_url(settings: Settings) -> str:
-    """Where the service is, without `/v1` and without a slash at the end."""
+    """Where the service is, without `/v1` and without a slash at the end. Raises ConfigError for what is no URL."""
     recorded = address_file(settings)
     fallback = recorded.read_text().strip() if recorded.exists() else DEFAULT_URL
-    return (os.environ.get("JENGA_BASE_URL") or fallback).rstrip("/").removesuffix("/v1")
+    url = os.environ.get("JENGA_BASE_URL") or fallback
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"JENGA_BASE_URL is {url!r}; it must begin with http:// or https://")
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def _is_loopback(url: str) -> bool:
@@ -146,6 +156,9 @@ def key_of(settings: Settings) -> str:
 
 def _message(response: httpx.Response) -> str:
     try:
-        return str(response.json()["error"]["message"])
+        message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return response.text[:500] or response.reason_phrase
+    for request, command in COMMANDS.items():
+        message = message.replace(request, command)
+    return message

@@ -11,7 +11,7 @@ from cli.connection import connected
 from cli.options import Options
 from cli.output import Json, emit, say, show, table
 from cli.settings import DataDir, settings_of
-from cli.submit import BatchSize, Epochs, File, Gpus, Model, request_of, stored
+from cli.submit import BatchSize, Epochs, File, Gpus, Model, remove, request_of, stored
 
 
 def estimate(
@@ -28,16 +28,20 @@ def estimate(
 
     Exit code 1 if the job would be refused, or fits none of the devices that are there.
 
-    The file is uploaded for it, and its id printed, so that `jenga submit` need not send it again.
+    A file that is not on the server yet is uploaded for it, and deleted again.
     """
     request = request_of(model, option, epochs, batch_size, gpus=gpus)
     with connected(settings_of(data_dir)) as service:
-        request["training_file"] = stored(service, file)
-        answer = service.post("/fine_tuning/estimates", json=request)
+        uploads: list[str] = []
+        try:
+            request["training_file"] = stored(service, file, uploads)
+            answer = service.post("/fine_tuning/estimates", json=request)
+        finally:
+            remove(service, uploads)
     if as_json:
-        emit({**answer, "training_file": request["training_file"]})
+        emit(answer)
     else:
-        _show(answer, request["training_file"])
+        _show(answer)
     fits_none = bool(answer["devices"]) and not any(device["fits"] for device in answer["devices"])
     if answer["valid"] and fits_none:
         say("It fits no device that is there: it would wait for a larger one, or run out of memory.")
@@ -45,11 +49,10 @@ def estimate(
         raise typer.Exit(1)
 
 
-def _show(answer: dict[str, Any], file_id: str) -> None:
+def _show(answer: dict[str, Any]) -> None:
     for error in answer["errors"]:
         say(f"Row {error['row']}: {error['message']}" if error["row"] else error["message"])
     known = {
-        "file": file_id,
         "rows": _count(answer["rows"]),
         "tokens": _count(answer["tokens"]),
         "cut off": amounts.many(answer["tokens_cut"], "token") if answer["tokens_cut"] else None,

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -46,7 +47,29 @@ def list_files(as_json: Json = False, data_dir: DataDir = None) -> None:
         created = amounts.day(file["created_at"])
         name, size = escape(file["filename"]), amounts.size(file["bytes"])
         rows.add_row(file["id"], name, file["purpose"], size, file["status"], created)
-    show(rows)
+    show(rows, none="No files yet. `jenga submit FILE --model MODEL` uploads one.")
+
+
+@app.command("delete")
+def delete_files(
+    file_ids: Annotated[list[str], typer.Argument(metavar="FILE...", help="Ids, file-...")],
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete files, in this order, until one is refused: it does not exist, or a job that has not ended needs it."""
+    delete_each("/files", file_ids, as_json, data_dir)
+
+
+def delete_each(path: str, ids: list[str], as_json: bool, data_dir: Path | None) -> None:
+    """Delete these objects below `path`, and print what is gone."""
+    answers = []
+    with connected(settings_of(data_dir)) as service:
+        for each in ids:
+            answers.append(service.delete(f"{path}/{quote(each, safe=':/')}"))
+            if not as_json:
+                print(f"{each} is deleted")
+    if as_json:
+        emit(answers)
 
 
 def download(

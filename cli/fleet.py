@@ -71,7 +71,7 @@ def list_predictors(as_json: Json = False, data_dir: DataDir = None) -> None:
             predictor["id"], predictor["base_model"], str(len(recalls)), f"{min(recalls):.1%}" if recalls else "-",
             _count(report.get("parameters")), predictor["job_id"], amounts.day(predictor["created_at"]),
         )  # fmt: skip
-    show(rows)
+    show(rows, none="No predictors yet. A job on a GPU trains them; on a CPU one with -o selection.score=predicted.")
 
 
 def _holder(device: dict[str, Any]) -> str:

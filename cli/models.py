@@ -1,4 +1,4 @@
-"""`jenga models`: add base models to this machine's data folder, and list those that jobs may name."""
+"""`jenga models`: add base models to this machine's data folder, list and delete the models of the service."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from cli import amounts
 from cli.connection import connected
+from cli.files import delete_each
 from cli.output import Json, emit, show, table
 from cli.settings import DataDir, settings_of
 from cli.up import prepare
@@ -19,7 +20,9 @@ from jenga_core.service.db.models import BaseModelEntry
 from jenga_core.service.db.session import Database
 from jenga_core.service.models import registry
 
-app = typer.Typer(help="Base models that jobs may name.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Base models that jobs may name, and the models that jobs made.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.command("add")
@@ -74,7 +77,17 @@ def list_models(as_json: Json = False, data_dir: DataDir = None) -> None:
     rows = table("model", "owner", "created")
     for model in models:
         rows.add_row(model["id"], model["owned_by"], amounts.day(model["created"]))
-    show(rows)
+    show(rows, none="No models yet. `jenga models add smollm2-135m` adds a base model.")
+
+
+@app.command("delete")
+def delete_models(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Fine-tuned models, ft:...")],
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Delete models that jobs made, in this order, until one is refused. Their files stay: see `jenga files delete`."""
+    delete_each("/models", models, as_json, data_dir)
 
 
 def _public(entry: BaseModelEntry) -> dict[str, Any]:

@@ -20,6 +20,12 @@ Options = Annotated[
 ]
 
 
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="An entry of the job's metadata; `jenga list` finds jobs by it."),
+]
+
+
 def options(pairs: Sequence[str]) -> dict[str, Any]:
     """`["max_steps=12", "selection.score=random"]` to a nested mapping. Values are JSON, or else plain strings."""
     tree: dict[str, Any] = {}
@@ -47,3 +53,14 @@ def checked(pairs: Sequence[str]) -> dict[str, Any]:
     tree = options(pairs)
     JengaConfig.parse({name: value for name, value in tree.items() if name not in SCHEDULING})
     return tree
+
+
+def metadata_of(pairs: Sequence[str] | None) -> dict[str, str]:
+    """`["dataset=contracts"]` to a mapping. Raises ConfigError."""
+    entries = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--metadata {pair!r}: expected KEY=VALUE, e.g. dataset=contracts")
+        entries[key] = value
+    return entries

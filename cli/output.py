@@ -35,6 +35,11 @@ class Rows:
         """One cell for each column."""
         self._rows.append(cells)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no row."""
+        return not self._rows
+
     def fitted(self, console: Console) -> Table:
         """Without the columns that there is no room for, the last ones first; if that is not enough, narrower ones."""
         kept = list(range(len(self._names)))
@@ -66,8 +71,11 @@ def table(identity: str, *others: str) -> Rows:
     return Rows((identity, *others))
 
 
-def show(rows: Rows) -> None:
-    """Print a table to stdout."""
+def show(rows: Rows, *, none: str = "") -> None:
+    """Print a table to stdout; one without rows is no table, and `none` says on stderr what would make one."""
+    if rows.is_empty and none:
+        say(none)
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPE_COLUMNS)

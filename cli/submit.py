@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from cli.completion import model_names
-from cli.connection import Service, connected
-from cli.options import Options, checked
+from cli.connection import Service, ServiceError, Unreachable, connected
+from cli.options import Metadata, Options, checked, metadata_of
 from cli.output import Json, emit, say
 from cli.settings import DataDir, settings_of
 from cli.watch import follow
@@ -35,23 +35,30 @@ def submit(
     option: Options = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
-    suffix: Annotated[str | None, typer.Option(help="Goes into the name of the fine-tuned model.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Goes into the model's name: letters, digits, - _ .")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the order of rows repeatable.")] = None,
     priority: Annotated[int | None, typer.Option(min=-1, max=1, help="1 goes before 0, which goes before -1.")] = None,
     gpus: Gpus = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="To find the job by.")] = None,
+    metadata: Metadata = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job at once, as `jenga watch` does.")] = False,
     as_json: Json = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Upload the files, create a fine-tuning job, and print its id."""
+    """Upload the files, create a fine-tuning job, and print its id. Of a job that is refused no upload stays."""
     request = request_of(model, option, epochs, batch_size, gpus=gpus, priority=priority)
-    request |= {"suffix": suffix, "seed": seed, "metadata": _metadata(metadata or ())}
+    request |= {"suffix": suffix, "seed": seed, "metadata": metadata_of(metadata) or None}
     with connected(settings_of(data_dir)) as service:
-        request["training_file"] = stored(service, file)
-        if validation is not None:
-            request["validation_file"] = stored(service, validation)
-        job = service.post("/fine_tuning/jobs", json=request)
+        uploads: list[str] = []
+        try:
+            request["training_file"] = stored(service, file, uploads)
+            if validation is not None:
+                request["validation_file"] = stored(service, validation, uploads)
+            job = service.post("/fine_tuning/jobs", json=request)
+        except Unreachable:  # the job may be there: the answer alone is missing
+            raise
+        except (ConfigError, ServiceError):
+            remove(service, uploads)
+            raise
         if watch:
             raise typer.Exit(follow(service, job["id"], as_json=as_json))
     if as_json:
@@ -71,8 +78,11 @@ def request_of(
     return {"model": model, "jenga": jenga, **({"method": method} if hyperparameters else {})}
 
 
-def stored(service: Service, file: str) -> str:
-    """The id of a file on the server: the one named, or that of the upload. Raises ConfigError with the bad row."""
+def stored(service: Service, file: str, uploads: list[str]) -> str:
+    """The id of a file on the server: the one named, or that of an upload, which is noted in `uploads`.
+
+    Raises ConfigError with the bad row.
+    """
     path = Path(file)
     if file.startswith("file-") and not path.exists():
         return file
@@ -83,6 +93,7 @@ def stored(service: Service, file: str) -> str:
     bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=size < BIG_BYTES)
     with bar, bar.open(path, "rb", description=path.name) as content:
         answer = service.post("/files", data={"purpose": "fine-tune"}, files={"file": (path.name, content)})
+    uploads.append(answer["id"])
     if answer["status"] == "error":
         raise ConfigError(f"{path}: {answer['status_details']}")
     if size >= BIG_BYTES:
@@ -90,11 +101,7 @@ def stored(service: Service, file: str) -> str:
     return str(answer["id"])
 
 
-def _metadata(pairs: list[str] | tuple[str, ...]) -> dict[str, str] | None:
-    entries = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--metadata {pair!r}: expected KEY=VALUE, e.g. dataset=contracts")
-        entries[key] = value
-    return entries or None
+def remove(service: Service, uploads: list[str]) -> None:
+    """Delete these files."""
+    for file_id in uploads:
+        service.delete(f"/files/{file_id}")

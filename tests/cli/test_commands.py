@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from cli import submit
-from jenga_core.service.db.models import Device
+from jenga_core.service.db.models import Device, FineTunedModel, Job, JobMetric
 from jenga_core.service.db.session import Database
 from tests.cli.conftest import CommandLine
 from tests.web import seed
@@ -28,16 +29,57 @@ def rows(tmp_path: Path) -> Path:
 def test_list(command_line: CommandLine) -> None:
     listed = command_line.run("list").stdout
     running = next(line for line in listed.splitlines() if line.startswith(seed.RUNNING)).split()
-    assert running[1:5] == ["smollm2-135m", "running", "finetune", "7/12"]
-    assert "115 MiB, 5.3x less" in listed and "no. 1 in the queue" in listed
+    assert running[1:7] == ["smollm2-135m", "running,", "finetune", "7/12", "2.248", "train"]
+    succeeded = next(line for line in listed.splitlines() if line.startswith(seed.SUCCEEDED)).split()
+    assert succeeded[1:6] == ["smollm2-135m", "succeeded", "12/12", "2.241", "held-out"]
+    assert "115 MiB, 5.3x less" in listed and "queued, no. 1 " in listed and "failed, in prepare" in listed
     assert [job["id"] for job in command_line.json("list", "--state", "failed")] == [seed.FAILED]
     assert len(command_line.json("list", "--limit", "2")) == 2
 
 
+def test_list_tells_how_a_job_ended(command_line: CommandLine, database: Database) -> None:
+    command_line.run("cancel", seed.QUEUED)
+    with database.writing() as session:
+        job = session.get_one(Job, seed.SUCCEEDED)
+        job.step, job.stop_asked_at, job.suffix = 4, 1.0, "mine[1]"
+        session.execute(update(JobMetric).values(valid_loss=None))
+    listed = command_line.run("list").stdout
+    assert "cancelled, never ran" in listed
+    assert "smollm2-135m, mine[1]" in listed and "succeeded, stopped" in listed
+    assert "held-out" not in listed and listed.count(" train") == 2  # what was not measured is not called a dash
+
+
+def test_list_finds_jobs_by_metadata(command_line: CommandLine, rows: Path) -> None:
+    submitted = ("submit", str(rows), "--model", "smollm2-135m", "--metadata", "set=a b")
+    job = command_line.json(*submitted, "--metadata", "kind=test")
+    assert [each["id"] for each in command_line.json("list", "--metadata", "set=a b")] == [job["id"]]
+    both = ("list", "--metadata", "set=a b", "--metadata")
+    assert [each["id"] for each in command_line.json(*both, "kind=test", "--state", "queued")] == [job["id"]]
+    none = command_line.run(*both, "kind=other")
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "No such job.\n")
+    assert "expected KEY=VALUE" in command_line.run("list", "--metadata", "set").stderr
+
+
+def test_lists_without_anything_say_what_makes_one(command_line: CommandLine) -> None:
+    team = command_line.run("teams", "create", "empty").stdout.strip()
+    command_line.environment["JENGA_API_KEY"] = command_line.run("keys", "create", "it", "--team", team).stdout.strip()
+    for words, told in (
+        (("list",), "jenga submit"),
+        (("files", "list"), "jenga submit"),
+        (("predictors", "list"), "selection.score=predicted"),
+    ):
+        done = command_line.run(*words)
+        assert (done.returncode, done.stdout) == (0, "") and told in done.stderr
+        assert command_line.json(*words) == []
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # as in test_watch.py
-def test_list_and_fleet_in_a_terminal_of_80_columns(command_line: CommandLine) -> None:
+def test_list_and_fleet_in_a_terminal_of_80_columns(command_line: CommandLine, database: Database) -> None:
+    with database.writing() as session:
+        session.execute(update(Job).values(suffix="contracts"))
+    running = (seed.RUNNING, "smollm2-135m", "contracts", "running", "finetune", "7/12", "2.248")
     for command, words in (
-        ("list", (seed.RUNNING, "smollm2-135m", "running", "finetune", "7/12", seed.SUCCEEDED, "succeeded")),
+        ("list", (*running, seed.SUCCEEDED, "succeeded", "2.241", "held-out")),
         ("fleet", ("A GPU", "online", seed.RUNNING)),
     ):
         terminal = command_line.terminal(command, columns=80)
@@ -45,6 +87,13 @@ def test_list_and_fleet_in_a_terminal_of_80_columns(command_line: CommandLine) -
         terminal.close()
         assert [word for word in words if word not in shown] == []
         assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) <= 80
+
+
+def test_an_address_without_http_is_told(command_line: CommandLine) -> None:
+    command_line.environment["JENGA_BASE_URL"] = "127.0.0.1:8137"
+    done = command_line.run("list")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: JENGA_BASE_URL is '127.0.0.1:8137'; it must begin with http:// or https://\n"
 
 
 def test_logs(command_line: CommandLine) -> None:
@@ -111,14 +160,56 @@ def test_submit_names_the_bad_row(command_line: CommandLine, rows: Path) -> None
     assert f"{rows}: Row 2: 'text' must be a string" in refused.stderr
 
 
+@pytest.mark.parametrize("refused", ["at once", "row", "validation"])
+def test_what_a_refused_submit_uploaded_is_deleted(
+    command_line: CommandLine, rows: Path, tmp_path: Path, refused: str
+) -> None:
+    before = command_line.json("files", "list")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": 5}\n')
+    file, options = {
+        "at once": (rows, ("-o", "context_length_tokens=1000000")),
+        "row": (bad, ()),
+        "validation": (rows, ("--validation", str(bad))),
+    }[refused]
+    done = command_line.run("submit", str(file), "--model", "smollm2-135m", *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert command_line.json("files", "list") == before
+    named = command_line.run("submit", "file-training", "--model", "nobody")  # what was there before stays
+    assert named.returncode == 1
+    assert command_line.json("files", "list") == before
+
+
+def test_files_and_models_are_deleted(command_line: CommandLine, rows: Path, database: Database) -> None:
+    with database.writing() as session:
+        job = session.get_one(Job, seed.SUCCEEDED)
+        name = f"ft:{job.model}:seeded:a:b"
+        session.add(FineTunedModel(id=name, team_id=job.team_id, job_id=job.id, base_model=job.model, created_at=1.0))
+    assert command_line.run("models", "delete", name).stdout == f"{name} is deleted\n"
+    refused = command_line.run("models", "delete", "smollm2-135m")
+    assert (refused.returncode, "only fine-tuned models can be deleted" in refused.stderr) == (1, True)
+    done = command_line.run("files", "delete", "file-metrics", "file-nothing", "file-adapter")
+    assert (done.returncode, done.stdout) == (1, "file-metrics is deleted\n")
+    assert "No such file: 'file-nothing'" in done.stderr and "`jenga files list`" in done.stderr
+    assert "GET" not in done.stderr
+    (deleted,) = command_line.json("files", "delete", "file-adapter")
+    assert (deleted["id"], deleted["deleted"]) == ("file-adapter", True)
+    in_use = command_line.run("files", "delete", "file-training")
+    assert (in_use.returncode, "is needed by job" in in_use.stderr) == (1, True)
+
+
 def test_estimate(command_line: CommandLine, rows: Path) -> None:
     options = ("--model", "smollm2-135m", "-o", "context_length_tokens=256")
+    before = command_line.json("files", "list")
     answer = command_line.json("estimate", str(rows), *options)
     assert (answer["rows"], answer["valid"]) == (3, True)
-    shown = command_line.run("estimate", answer["training_file"], *options).stdout
+    assert command_line.run("estimate", str(rows), "--model", "nobody").returncode == 1
+    assert command_line.json("files", "list") == before  # what was uploaded for it is gone
+    file_id = command_line.json("submit", str(rows), *options)["training_file"]
+    shown = command_line.run("estimate", file_id, *options).stdout
     for words in ("rows     3", "as asked", "dense LoRA ", "A GPU", "longest context"):
         assert words in shown
-    recomputed = command_line.run("estimate", answer["training_file"], *options, "-o", "recompute=full").stdout
+    recomputed = command_line.run("estimate", file_id, *options, "-o", "recompute=full").stdout
     assert "dense LoRA, recompute full" in recomputed and "\nrecompute full " not in recomputed
     assert "of the host" in recomputed and "\nrecompute full, offload" in recomputed
 

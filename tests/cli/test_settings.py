@@ -16,9 +16,9 @@ from cli.settings import settings_of
 from jenga_core.errors import AuthenticationError
 
 COMMANDS = (
-    "up", "migrate", "doctor", "train", "models add", "models list", "submit", "estimate", "watch", "logs", "list",
-    "pause", "resume", "stop", "cancel", "download", "files list", "predictors list", "fleet", "keys list",
-    "keys create", "keys revoke", "teams list", "teams create",
+    "up", "migrate", "doctor", "train", "models add", "models list", "models delete", "submit", "estimate", "watch",
+    "logs", "list", "pause", "resume", "stop", "cancel", "download", "files list", "files delete", "predictors list",
+    "fleet", "keys list", "keys create", "keys revoke", "teams list", "teams create",
 )  # fmt: skip
 
 

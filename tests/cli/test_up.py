@@ -57,9 +57,9 @@ def test_subcommands_find_the_service_by_its_data_folder(service: Up) -> None:
     cancelled = run("cancel", "ftjob-none", "--data-dir", str(service.data_dir))
     assert cancelled.returncode == 1
     assert f"{service.url} answered 404" in cancelled.stderr
-    assert run("list", "--data-dir", str(service.data_dir)).stdout.split() == [
-        "job", "model", "state", "stage", "step", "loss", "activations", "owner", "created",
-    ]  # fmt: skip
+    listed = run("list", "--data-dir", str(service.data_dir))
+    assert (listed.returncode, listed.stdout) == (0, "")
+    assert listed.stderr.startswith("No jobs yet.")
 
 
 def test_submit_says_why_a_job_is_refused(service: Up, tmp_path: Path) -> None:
