@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jenga_core.errors import JengaError
 from jenga_core.service.accounts.quotas import QuotaExceeded
@@ -102,6 +103,11 @@ def _http_error(request: Request, error: HTTPException) -> Response:
     message = error.detail
     if error.status_code in (404, 405):
         message = f"{message}: there is no {request.method} {request.url.path}"
+        mount = request.scope.get("root_path", "")
+        path = f"/v1{request.scope['path'].removeprefix(mount)}"
+        below = {**request.scope, "path": mount + path}
+        if any(route.matches(below)[0] is Match.FULL for route in request.app.routes):
+            message += f"; there is {request.method} {path}: let the client's base URL end with /v1"
     return error_response(error.status_code, message, headers=error.headers)
 
 

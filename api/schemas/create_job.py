@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError
@@ -31,6 +32,18 @@ def _sendable(value: dict[str, Any]) -> dict[str, Any]:
     """Refuse half surrogate pairs anywhere inside, with a ValueError: no answer could repeat them."""
     json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+_NAMEABLE = re.compile(r"(?!\.+$)[A-Za-z0-9._-]+")
+
+
+def _nameable(suffix: str) -> str:
+    """Refuse what would not do in the name of a model, with a ValueError."""
+    if not _NAMEABLE.fullmatch(suffix):
+        raise ValueError(
+            f"letters from a to z, digits, '-', '_' and '.' are allowed, and not dots alone; got {suffix!r}"
+        )
+    return suffix
 
 
 class HyperparametersRequest(Request):
@@ -89,7 +102,16 @@ class CreateJob(Request):
     validation_file: Text | None = None
     method: MethodRequest | None = None
     hyperparameters: HyperparametersRequest | None = None
-    suffix: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    suffix: (
+        Annotated[
+            Text,
+            Field(min_length=1, max_length=64, json_schema_extra={"pattern": f"^{_NAMEABLE.pattern}$"}),
+            AfterValidator(_nameable),
+        ]
+        | None
+    ) = None
+    """Goes into the name of the model that the job makes."""
+
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     metadata: (
         Annotated[

@@ -59,6 +59,11 @@ def test_the_answer(api: Api, rings: list[str]) -> None:
     assert api.client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["id"] == job["id"]
 
 
+@pytest.mark.parametrize("suffix", ["v1.2_final-A", ".hidden", "7", "x" * 64])
+def test_suffixes_that_do_in_a_name(api: Api, suffix: str) -> None:
+    assert api.create(suffix=suffix).json()["user_provided_suffix"] == suffix
+
+
 def test_a_seed_is_made_when_none_is_given(api: Api) -> None:
     seeds = [api.create().json()["seed"] for _ in range(2)]
     assert seeds[0] != seeds[1]
@@ -110,6 +115,11 @@ _BAD_INPUT = [
     ({"suffix": ""}, 400, "invalid_value", "suffix"),
     ({"suffix": "x" * 65}, 400, "invalid_value", "suffix"),
     ({"suffix": "a\0b"}, 400, "invalid_value", "suffix"),
+    ({"suffix": "a b"}, 400, "invalid_value", "suffix"),
+    ({"suffix": "a/../b"}, 400, "invalid_value", "suffix"),
+    ({"suffix": "a:b"}, 400, "invalid_value", "suffix"),
+    ({"suffix": "a\n"}, 400, "invalid_value", "suffix"),
+    ({"suffix": ".."}, 400, "invalid_value", "suffix"),
     ({"metadata": {str(number): "" for number in range(17)}}, 400, "invalid_value", "metadata"),
     ({"metadata": {"key": 3}}, 400, "invalid_value", "metadata.key"),
     ({"integrations": [{"type": "wandb"}]}, 400, "unsupported_integrations", "integrations"),
@@ -143,6 +153,10 @@ def test_bad_input_leaves_no_job(api: Api, rings: list[str], subtests: pytest.Su
 _WORDS = [
     ({"suffix": "x" * 70}, "suffix: 70 characters were given, at most 64 are allowed; shorten it by 6"),
     ({"suffix": ""}, "suffix: 0 characters were given, at least 1 are needed; or leave it out"),
+    (
+        {"suffix": "a b/../"},
+        "suffix: letters from a to z, digits, '-', '_' and '.' are allowed, and not dots alone; got 'a b/../'",
+    ),
     ({"typo": 1}, "typo: there is no such field; leave it out, or look for its name at /openapi.json"),
     ({"model": None}, "model: this field is required, and it was not given"),
     ({"seed": "many"}, "seed: Input should be a valid integer, unable to parse string as an integer (got 'many')"),

@@ -49,6 +49,16 @@ def test_wrong_addresses(api: Api, subtests: pytest.Subtests) -> None:
             assert error["code"] == code
 
 
+def test_an_address_that_lacks_v1_is_told_where_it_is(api: Api) -> None:
+    for method, path in (("GET", "/models"), ("POST", "/fine_tuning/jobs"), ("DELETE", "/files/file-1")):
+        message = error_of(api.client.request(method, path), 404)["message"]
+        assert f"there is no {method} {path}; there is {method} /v1{path}: " in message
+    for method, path in (("GET", "/nothing"), ("GET", "/v1/nothing"), ("PUT", "/files")):
+        assert error_of(api.client.request(method, path), 404)["message"].endswith(f"there is no {method} {path}")
+    mounted = TestClient(api.client.app, root_path="/tools/jenga").get("/tools/jenga/models")
+    assert "there is GET /v1/models: " in error_of(mounted, 404)["message"]
+
+
 _NO_REQUESTS = [
     (b'{"model": ', "invalid_json"),
     (b"[1, 2]", "invalid_value"),
