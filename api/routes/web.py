@@ -35,7 +35,7 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-store",
 }
 _PLOTLY = f"plotly-{version('plotly')}.min.js"
-_NEXT_PAGE = re.compile(r"(jobs/[\w-]+|compare|predictors|fleet|keys)?(\?[\w=&.:-]*)?")
+_NEXT_PAGE = re.compile(r"(jobs/[\w-]+|compare|files|predictors|fleet|keys)?(\?[\w=&.:-]*)?")
 """Where the login form may lead: our own pages, below this one."""
 
 
@@ -87,6 +87,12 @@ def job_page(request: Request, job_id: str) -> Response:
 def compare_page(request: Request) -> Response:
     """Two or more jobs side by side; `?job=ID&job=ID` names them."""
     return _page_of(request, "compare.html", here="compare", root="./", plotly=_PLOTLY)
+
+
+@router.get("/files")
+def files_page(request: Request) -> Response:
+    """Models, and the team's files."""
+    return _page_of(request, "files.html", here="files", root="./")
 
 
 @router.get("/predictors")

@@ -16,7 +16,7 @@ from jenga_core.config import JengaConfig, LoraConfig
 from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.service.accounts import teams
 from jenga_core.service.accounts.keys import Scope, create_key
-from jenga_core.service.db.models import Device, DeviceLease, Job, JobMetric, JobSelection
+from jenga_core.service.db.models import Device, DeviceLease, Job, JobMetric, JobSelection, StoredFile
 from jenga_core.service.db.session import Database
 from jenga_core.service.settings import Settings
 from tests.support.tiny import tiny_model
@@ -46,6 +46,7 @@ def test_every_page_is_filled_fits_and_has_no_serious_fault(visit: Visit) -> Non
         "jobs/new": "Every other setting",
         f"compare?job={seed.RUNNING}&job={seed.SUCCEEDED}": "held-out loss, now",
         "compare": "Two jobs make a comparison",
+        "files": "left by a job",
         "predictors": "Recall 92% or more",
         "fleet": "held by",
         "keys": "in use here",
@@ -404,6 +405,30 @@ def test_rows_longer_than_the_context_are_told_apart(visit: Visit, settings: Set
     page.get_by_label("Context, tokens").fill("8192")
     expect(estimate.locator(".histogram .past")).to_have_count(0)
     expect(estimate).not_to_contain_text("Longer texts")
+
+
+def test_files_and_models_are_listed_and_deleted(visit: Visit, database: Database) -> None:
+    visit.open("files")
+    page = visit.page
+    files = page.locator("#files tbody tr")
+    expect(files).to_have_count(len(seed.FILES))
+    row = files.filter(has_text="file-metrics")
+    expect(row).to_contain_text("left by a job")
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(files).to_have_count(len(seed.FILES))
+    row.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(files).to_have_count(len(seed.FILES) - 1)
+    with database.reading() as session:
+        assert session.get(StoredFile, "file-metrics") is None
+    base = page.locator("#models tbody tr").filter(has_text="base model")
+    expect(base.first).to_be_visible()
+    expect(base.get_by_role("button")).to_have_count(0)
+    page.locator("#files tbody tr").filter(has_text="file-training").get_by_role("button").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("alert")).to_contain_text("was not deleted")  # a job that waits trains on it
+    visit.complaints[:] = [text for text in visit.complaints if "409" not in text]
 
 
 @pytest.mark.parametrize("visit", ["narrow"], indirect=True)
