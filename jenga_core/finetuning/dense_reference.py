@@ -8,6 +8,7 @@ number of tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -54,13 +55,13 @@ def _measure(
     tokens = batch["input_ids"].shape[1]
     reset_peak(device)
     if device.type == "cuda" or tokens <= LONGEST_ON_CPU_TOKENS:
-        try:
+        with suppress(torch.OutOfMemoryError):
             activation_bytes = _dense_step(model, handle, batch)
             return DenseReference(activation_bytes, states_bytes(model), peak_bytes(device), tokens, tokens)
-        except torch.OutOfMemoryError:
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            reset_peak(device)  # of the steps that are run
+        # Behind the block the error is gone, and with it what its traceback held.
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        reset_peak(device)
     longer = min(tokens // 4, LONGEST_ON_CPU_TOKENS)
     shorter = longer // 2
     at_shorter = _dense_step(model, handle, _first(batch, shorter))

@@ -77,10 +77,10 @@ def make_plan(config: JengaConfig, hyperparameters: dict[str, Any], *, num_seque
 
 
 class Watcher(Protocol):
-    """Told about the run as it goes; called in the training process, between steps."""
+    """Told about the run as it goes; called in the training process, between steps but where it says otherwise."""
 
     def memory_measured(self, activation_bytes: int, dense: DenseReference) -> None:
-        """If asked: what the first micro-batch saves for backward, and what it takes densely."""
+        """If asked, within the first step: what its first micro-batch saves for backward, and what it takes densely."""
 
     def step_done(
         self, step: int, *, train_loss: float, learning_rate: float, tokens_per_second: float, trained_tokens: int

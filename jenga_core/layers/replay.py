@@ -42,7 +42,7 @@ def replay(
             random.
         x_BGE: rows that enter. They are not kept, unless `kept` has them.
         y_BGE: rows that leave, known.
-        kept: constants.
+        kept: saved as they are; no gradient goes to them.
         parameters: of the layer, those that are trained.
         host: where what is kept waits for backward; None: on the device.
     """
@@ -93,4 +93,5 @@ class _Replay(torch.autograd.Function):
 def _autocast_of(device_type: str) -> Callable[[], Any]:
     """Today's autocast, to be entered again in backward, which runs outside of it."""
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
+    # Without its cache: what was cast without gradient must not serve where there is one (PyTorch before 2.10).
+    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=False)

@@ -67,12 +67,14 @@ class ExactLayer:
 
     def input(self, then: ExactLayer | None = None) -> Tensor:
         """What the layer was given; `then` is the layer whose input is wanted next."""
-        if isinstance(self.x_BxE, Tensor):
-            return self.x_BxE
-        following = None if then is None or isinstance(then.x_BxE, Tensor) else then.x_BxE
-        (x_BxE,) = self.x_BxE.take(following)
-        assert x_BxE is not None
-        return x_BxE
+        following = then.x_BxE if then is not None and isinstance(then.x_BxE, Parcel) else None
+        if isinstance(self.x_BxE, Parcel):
+            (x_BxE,) = self.x_BxE.take(following)
+            assert x_BxE is not None
+            return x_BxE
+        if following is not None:
+            following.start_return()
+        return self.x_BxE
 
 
 class LayerRuns:
@@ -178,12 +180,13 @@ class LayerRuns:
             with self._attention_by(index, lambda call: attention_over_new_keys(call, left.attended, selection)):
                 return self.forwards[index](x_BGE, **without_mask(row_arguments))
         y_BGE = take_rows(y_BTE, selection.token_index_BG)
-        attended, arguments = left.attended.at_rows(selection), left.arguments
+        attended = left.attended.at_rows(selection)
         if attended.k_BKTD is not None:
             return self._replayed(index, x_BGE, y_BGE, attended, row_arguments)
+        arguments, of_rows = without_mask(left.arguments), without_mask(row_arguments)
 
         def again(x_BTE: Tensor) -> tuple[Tensor, Layer]:
-            layer = self._layer(index, self._with_keys(index, x_BTE, arguments, attended), row_arguments)
+            layer = self._layer(index, self._with_keys(index, x_BTE, arguments, attended), of_rows)
             return take_rows(x_BTE, selection.token_index_BG), layer
 
         return replay(again, x_BGE, y_BGE, [left.input()], self._trained(index), self.host)
@@ -198,22 +201,22 @@ class LayerRuns:
         among: Selection | None = None,
     ) -> Tensor:
         """The rows y that the layer has made of x, with gradient by replay from x and what is kept of its attention."""
-        sight = attended.sight
+        sight, arguments = attended.sight, without_mask(row_arguments)
 
         def again(x_BGE: Tensor, *kept: Tensor | None) -> tuple[Tensor, Layer]:
-            return x_BGE, self._layer(index, Attended(sight, *kept), row_arguments, among)
+            return x_BGE, self._layer(index, Attended(sight, *kept), arguments, among)
 
         return replay(again, x_BGE, y_BGE, [x_BGE, *attended.tensors], self._trained(index), self.host)
 
     def _layer(
         self, index: int, attended: Attended, row_arguments: Mapping[str, Any], among: Selection | None = None
     ) -> Layer:
-        """The layer for rows of whose attention something is known."""
+        """The layer for rows of whose attention something is known; `row_arguments` without a mask."""
 
         def layer(x_BGE: Tensor) -> Tensor:
             attention = self._attention_by(index, lambda call: attention_of_rows(call, attended))
             with self._mlp_elimination(index, among), attention:
-                return self.forwards[index](x_BGE, **without_mask(row_arguments))
+                return self.forwards[index](x_BGE, **row_arguments)
 
         return layer
 

@@ -102,7 +102,7 @@ class Carried:
         if index < self.exact_to:
             y_BTE, left = self.layers.exactly(index, x_BxE, arguments)
             self._passed_on = None if is_last else _PassedOn(y_BTE)
-            if self._inputs_in_host_memory is not None:
+            if self._inputs_in_host_memory is not None and self._left:  # the first one's carries the gradient on
                 left = left.in_host_memory(self._inputs_in_host_memory)
             self._left.append(left)
             return self._out(y_BTE, self._rows_that_left(y_BTE)) if is_last else y_BTE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -10,10 +12,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from jenga_core import JengaConfig, apply_jenga
+from jenga_core.elimination.selection import Selection
 from jenga_core.errors import ConfigError
+from jenga_core.layers.attention import mask_among_involved
 from jenga_core.memory.accounting import saved_activations
 from jenga_core.memory.offload import HostMemory
-from jenga_core.patching import layer_runs
+from jenga_core.patching import layer_runs, routes
 from jenga_core.patching.layer_runs import LayerRuns
 from tests.patching.test_parity import with_adapter
 from tests.support.tiny import MODEL_TYPES, tiny_batch, tiny_model
@@ -225,6 +229,7 @@ def test_autocast_on_a_float32_model(model_type: str, recompute: str) -> None:
         {},
         {"selection": {"unselected": "forward_only"}},
         {"selection": {"below_entry": "involved"}},
+        {"selection": {"below_entry": "involved", "unselected": "forward_only"}},
         {"selection": {"loss_on": "all"}},
         {"selection": {"scope": "per_layer", "loss_on": "all"}},
     ],
@@ -252,6 +257,46 @@ def test_offload_changes_where_things_wait_and_no_gradient(
     for without, with_offload in zip(*gradients, strict=True):
         assert torch.equal(without, with_offload)
     assert kept_bytes[1] < kept_bytes[0] / 2
+
+
+def test_offload_lets_the_gradient_through_to_the_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostMemory, "of", classmethod(lambda cls, device: cls()))
+    gradients = []
+    for offload in (False, True):
+        model = tiny_model()
+        apply_jenga(model, deferred("full").model_copy(update={"offload": offload}))
+        model(**tiny_batch(batch=2, tokens=80)).loss.backward()
+        gradients.append(model.get_input_embeddings().weight.grad)
+    assert bool(gradients[0].abs().sum() > 0)
+    assert torch.equal(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_no_mask_waits_for_backward(recompute: str, key_heads: int) -> None:
+    """Those of padded batches are as large as tokens squared."""
+    model = with_adapter(tiny_model(num_key_value_heads=key_heads))
+    handle = apply_jenga(model, deferred(recompute))
+    masks: list[weakref.ref[torch.Tensor]] = []
+
+    def note(_layer: nn.Module, _given: object, named: dict[str, torch.Tensor]) -> None:
+        masks.append(weakref.ref(named["attention_mask"]))
+
+    def of_rows(mask: torch.Tensor, selection: Selection) -> torch.Tensor | None:
+        made = mask_among_involved(mask, selection)
+        if made is not None:
+            masks.append(weakref.ref(made))
+        return made
+
+    hook = handle.parts.layers[0].register_forward_pre_hook(note, with_kwargs=True)
+    with mock.patch.object(routes, "mask_among_involved", of_rows):
+        loss = model(**tiny_batch(batch=3)).loss
+    hook.remove()
+    handle.last = None
+    gc.collect()
+    assert len(masks) == 2
+    assert [mask() for mask in masks] == [None, None]
+    loss.backward()
 
 
 def test_on_a_cpu_offload_saves_nothing_and_says_so() -> None:

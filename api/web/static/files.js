@@ -30,7 +30,7 @@ const cell = (name, content) => el("td", { role: "cell", "data-label": name }, c
 
 function modelRow({ id, owned_by: owner, created }) {
   const isOurs = owner !== "jenga";
-  return row(id, null, cell("Made by", isOurs ? "a job of the team" : "others; it is a base model"), cell("Created", moment(created)),
+  return row(id, null, cell("Kind", isOurs ? "made by a job" : "base model"), cell("Created", moment(created)),
     el("td", { role: "cell", class: "number" }, isOurs && button("models", id, id)));
 }
 
