@@ -292,8 +292,9 @@ class JengaConfig(_Part):
 
     recompute: Literal["none", "mlp", "full"] = "none"
     """What is computed again instead of kept. `none`: norms; in layers that the exact pass has computed, all but input,
-    attention output, keys and values. `mlp`: gate and up, too. `full`: all but a layer's input; least memory, for the
-    longest contexts."""
+    attention output, keys and values. `mlp`: gate and up, too. `full`: all but a layer's input (below the
+    entry layer, that of all tokens, or keys and values and the rows', whichever is less); least memory, for the longest
+    contexts."""
 
     offload: bool = False
     """What recompute='full' keeps of a layer leaves the GPU while the next one computes, waits for backward in the

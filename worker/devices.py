@@ -19,6 +19,7 @@ from typing import Any
 import pynvml
 
 from jenga_core.service.fleet.registration import Process, Report
+from worker import host_memory
 from worker.watchdog import LEASE_FD_VARIABLE
 
 UNSEEN_BYTES = 2 * 2**30
@@ -26,7 +27,6 @@ UNSEEN_BYTES = 2 * 2**30
 
 MACHINE_ID = Path("/etc/machine-id")
 PROC = Path("/proc")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 log = logging.getLogger(__name__)
 
@@ -127,11 +127,9 @@ def _cpu_of(machine: str) -> Report:
 
 
 def host_memory_bytes() -> int:
-    """Of this machine; in a container, what it may use if that is less."""
+    """Of this machine; where a cgroup limits this process, in a container or a service's slice, what it may use."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        return min(machine, int(CGROUP_LIMIT.read_text()))
-    return machine
+    return min(machine, host_memory.limit_bytes() or machine)
 
 
 def _available_bytes() -> int:

@@ -15,6 +15,7 @@ from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import Device, Job
 from jenga_core.service.estimates.estimate import batch_size_of
 from jenga_core.service.fleet import leases
+from jenga_core.service.fleet.placement import host_room_bytes
 from jenga_core.service.models import registry
 from jenga_core.service.settings import Settings
 from worker.protocol import ErrorMessage
@@ -40,7 +41,9 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
     except JengaError:  # the model is gone meanwhile; what the trainer told is still true
         return told.message
     predicted = estimate(shape, config, batch_size)
-    change = smallest_change(shape, config, batch_size, min(capacity_bytes, predicted.expected_bytes - 1))
+    room_bytes = host_room_bytes(session, gpus=job.gpus, device_bytes=0)
+    less = min(capacity_bytes, predicted.expected_bytes - 1)
+    change = smallest_change(shape, config, batch_size, less, host_capacity_bytes=room_bytes)
     return (
         f"out of memory: predicted {predicted.expected_bytes / GIB:.1f} GiB "
         f"({predicted.low_bytes / GIB:.1f} to {predicted.high_bytes / GIB:.1f}), measured "
@@ -50,26 +53,35 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
     )
 
 
-def host_bytes(session: Session, settings: Settings, job: Job, config: dict[str, Any]) -> int:
+def smaller(session: Session, settings: Settings, job: Job, told: ErrorMessage | None) -> dict[str, Any] | None:
+    """Columns of the job to start with once more; None when the policy, an earlier retry or the config itself forbids
+    it.
+
+    What no longer fits a GPU may wait in the host's memory, if some host has room for it; when that ran out, it may
+    not.
+    """
+    on_a_gpu = told is not None and told.peak_bytes is not None
+    config = {"recompute": "none", "offload": False, **job.config}
+    if job.oom_policy != "shrink" or job.shrunk or (on_a_gpu and config["offload"]):
+        return None
+    for offload in (True, False) if on_a_gpu else (False,):
+        changed = {**config, "recompute": "full", "offload": offload}
+        if changed == config:
+            continue
+        try:
+            host_bytes = _host_bytes(session, settings, job, JengaConfig.parse(changed))
+        except ConfigError:  # it drops out, and would not compute the same twice
+            return None
+        room_bytes = host_room_bytes(session, gpus=job.gpus, device_bytes=job.memory_bytes or 0)
+        if room_bytes is None or host_bytes <= room_bytes:
+            return {"config": changed, "host_bytes": host_bytes}
+    return None
+
+
+def _host_bytes(session: Session, settings: Settings, job: Job, config: JengaConfig) -> int:
     """What the job keeps in the host's memory under that config; 0 when its model is gone."""
     try:
         shape = ModelShape.from_folder(registry.folder_of(settings, registry.get(session, job.model)))
     except JengaError:
         return 0
-    return estimate(shape, JengaConfig.parse(config), batch_size_of(job.hyperparameters)).host_bytes
-
-
-def smaller(job: Job, told: ErrorMessage | None) -> dict[str, Any] | None:
-    """The config to start with once more; None when the policy, an earlier retry or the config itself forbids it.
-
-    What no longer fits a GPU may wait in the host's memory; when that ran out, it may not.
-    """
-    on_a_gpu = told is not None and told.peak_bytes is not None
-    changed = {**job.config, "recompute": "full", "offload": on_a_gpu}
-    if job.oom_policy != "shrink" or job.shrunk or changed == {"recompute": "none", "offload": False, **job.config}:
-        return None
-    try:
-        JengaConfig.parse(changed)
-    except ConfigError:  # it drops out, and would not compute the same twice
-        return None
-    return changed
+    return estimate(shape, config, batch_size_of(job.hyperparameters)).host_bytes

@@ -102,7 +102,9 @@ class Relay:
     def _step(self, session: Session, message: StepMessage) -> None:
         numbers = {key: storable(value) for key, value in _columns(message).items() if value is not None}
         tokens = numbers.pop("trained_tokens", None)
-        session.merge(JobMetric(job_id=self._job_id, created_at=database_now(), **numbers))
+        if message.train_loss is not None or session.get(JobMetric, (self._job_id, message.step)) is None:
+            numbers["created_at"] = database_now()  # a step's own; its held-out loss comes later
+        session.merge(JobMetric(job_id=self._job_id, **numbers))
         self._record(session, step=message.step, **({} if tokens is None else {"trained_tokens": tokens}))
         losses = {"training": message.train_loss, "validation": message.valid_loss}
         told = ", ".join(f"{name} loss={loss:.4g}" for name, loss in losses.items() if loss is not None)

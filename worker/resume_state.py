@@ -30,6 +30,7 @@ def save(job: TrainingJob, folder: Path) -> None:
     measured = {
         "activation_bytes": job.activation_bytes,
         "dense": None if job.dense is None else asdict(job.dense),
+        "memory_depends_on": _memory_depends_on(job),
         "held_out_before": held_out,
         "warnings": job.warnings,
     }
@@ -45,12 +46,17 @@ def load_calibration(job: TrainingJob, checkpoint: Path) -> None:
     assert job.handle is not None
     folder = checkpoint / STATE_FOLDER
     measured = json.loads((folder / CALIBRATION).read_text())
-    if measured["dense"] is not None:
+    if measured.get("memory_depends_on") == _memory_depends_on(job) and measured["dense"] is not None:
         job.activation_bytes, job.dense = measured["activation_bytes"], DenseReference(**measured["dense"])
     job.held_out_before = None if measured["held_out_before"] is None else HeldOut(**measured["held_out_before"])
     job.warnings += [each for each in measured["warnings"] if each not in job.warnings]
     if (folder / THRESHOLDS).exists():
         job.handle.thresholds = Thresholds.load(folder / THRESHOLDS)
+
+
+def _memory_depends_on(job: TrainingJob) -> dict[str, object]:
+    """What of a job's settings may change between two attempts."""
+    return {"recompute": job.spec.config.recompute, "offload": job.spec.config.offload}
 
 
 def load_predictors(job: TrainingJob, checkpoint: Path) -> None:

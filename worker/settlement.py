@@ -120,19 +120,16 @@ def _out_of_memory(session: Session, wishes: Wishes, settings: Settings, job: Jo
     """Never tried again as it was. `oom_policy` "shrink" starts it once more with less."""
     assert job.lease_token is not None
     message = out_of_memory.explain(session, settings, job, ending.error)
-    smaller = out_of_memory.smaller(job, ending.error)
+    smaller = out_of_memory.smaller(session, settings, job, ending.error)
     if smaller is None or wishes.state is not JobState.RUNNING:
         fail(session, job, ErrorMessage(code="out_of_memory", message=message))
         return
     changes = "recompute='full'"
-    if smaller["offload"] != job.config.get("offload", False):
-        changes += " and offload" if smaller["offload"] else " and without offload"
+    if smaller["config"]["offload"] != job.config.get("offload", False):
+        changes += " and offload" if smaller["config"]["offload"] else " and without offload"
     told = f"{message}. oom_policy is 'shrink': the job goes back to the queue, once, with {changes}"
     events.append(session, job.id, storable(told), level="warn")
-    host_bytes = out_of_memory.host_bytes(session, settings, job, smaller)
-    lifecycle.requeue(
-        session, job.id, job.lease_token, counted=False, config=smaller, host_bytes=host_bytes, shrunk=True
-    )
+    lifecycle.requeue(session, job.id, job.lease_token, counted=False, shrunk=True, **smaller)
 
 
 def _reason(ending: Ending) -> ErrorMessage | None:

@@ -88,7 +88,7 @@ class TrainingJob:
     """What the first micro-batch saved for backward."""
 
     dense: DenseReference | None = None
-    """What that takes densely; None for a job that was stopped before it."""
+    """What that takes densely."""
 
     finished: Finished | None = None
     held_out_after: HeldOut | None = None

@@ -50,14 +50,14 @@ def create_estimate(
     errors = counts.errors or ([(0, problem)] if problem else [])
     shape = ModelShape.from_folder(folder, parameters=model.parameters)
     batch_size = estimate.batch_size_of(hyperparameters)
-    fits = estimate.fits_of(shape, config, batch_size, view)
+    fits = estimate.fits_of(shape, config, batch_size, view, request.gpus)
     kind = "cpu" if fits and all(fit.device.kind == "cpu" for fit in fits) else "cuda"
     with database.reading() as session:
-        seconds = estimate.seconds_of(session, model.id, config, hyperparameters, counts)
+        seconds = estimate.seconds_of(session, model.id, config, hyperparameters, counts, request.gpus)
     return EstimateObject.of(
         counts,
         errors,
-        steps=estimate.steps_of(config, hyperparameters, counts.sequences),
+        steps=estimate.steps_of(config, hyperparameters, counts.sequences, request.gpus),
         seconds=seconds,
         settings=estimate.settings_of(shape, config, batch_size, kind),
         fits=fits,

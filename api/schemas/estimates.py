@@ -57,8 +57,8 @@ class DeviceFit(Answer):
     name: str
     memory_bytes: int
     fits: bool
-    longest_context_tokens: int | None
-    """That would fit with these settings; null on a CPU."""
+    longest_context_tokens: int
+    """That would fit with these settings; 0 if none does."""
 
 
 class EstimateObject(Answer):

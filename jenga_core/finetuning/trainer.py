@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -159,11 +160,11 @@ def finetune(
         args=arguments,
         train_dataset=ranks.share(data.sequences),
         data_collator=collate,
-        callbacks=[_Callback(watcher, checkpoint_folder, ranks)],
+        callbacks=[callback := _Callback(watcher, checkpoint_folder, ranks)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.watcher, trainer.checkpoint_folder, trainer.ranks = watcher, checkpoint_folder, ranks
-    trainer.measures_memory = measure_memory
+    trainer.measures_memory, trainer.callback = measure_memory, callback
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     trainer.let_go()
     assert trainer.optimizer is not None
@@ -181,6 +182,7 @@ class _MeasuringTrainer(Trainer):
 
     measures_memory = has_trained = False
     watcher: Watcher
+    callback: _Callback
     checkpoint_folder: Path
     ranks: Ranks = ALONE
     _writing_to: Path | None = None
@@ -215,7 +217,8 @@ class _MeasuringTrainer(Trainer):
         self.measures_memory = False
         handle = handle_of(self.model)
         assert handle is not None
-        dense = measure_dense(self.model, handle, inputs)
+        with self.callback.beside_the_clock():
+            dense = measure_dense(self.model, handle, inputs)
         reset_peak(self.args.device)
         with saved_activations(model) as saved:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -270,6 +273,14 @@ class _Callback(TrainerCallback):
         self.ranks = ranks
         self.clock = clock
         self._last = (0.0, 0)
+
+    @contextmanager
+    def beside_the_clock(self) -> Iterator[None]:
+        """What is done in the block is no part of a step's time."""
+        began = self.clock()
+        yield
+        at, tokens = self._last
+        self._last = (at + self.clock() - began, tokens)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._last = (self.clock(), int(state.num_input_tokens_seen) * self.ranks.size)

@@ -37,9 +37,16 @@ def longest_context(
 
 
 def smallest_change(
-    shape: ModelShape, config: JengaConfig, batch_size: int, capacity_bytes: int, device_kind: str = "cuda"
+    shape: ModelShape,
+    config: JengaConfig,
+    batch_size: int,
+    capacity_bytes: int,
+    device_kind: str = "cuda",
+    host_capacity_bytes: int | None = None,
 ) -> str | None:
     """The change that costs least and makes the job fit a device of that size, in words; None when nothing does.
+
+    With `host_capacity_bytes`, what waits in the host's memory must fit there, too.
 
     Tried in this order: computing again what was not kept (costs time), keeping the rest in the host's memory, smaller
     micro-batches, fewer kept tokens (costs quality), all of these, a shorter context.
@@ -48,7 +55,11 @@ def smallest_change(
     def fits(changed: JengaConfig, batch: int) -> bool:
         return estimate(shape, changed, batch, device_kind=device_kind).device_bytes <= capacity_bytes
 
-    leaner = _leaner(shape, config, device_kind)
+    def host_has_room(changed: JengaConfig) -> bool:
+        host_bytes = estimate(shape, changed, batch_size, device_kind=device_kind).host_bytes
+        return host_capacity_bytes is None or host_bytes <= host_capacity_bytes
+
+    leaner = [(words, changed) for words, changed in _leaner(shape, config, device_kind) if host_has_room(changed)]
     for words, changed in leaner:
         if fits(changed, batch_size):
             return words

@@ -9,9 +9,11 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from jenga_core import JengaConfig, apply_jenga
 from jenga_core.errors import ConfigError
+from jenga_core.finetuning import trainer
 from jenga_core.finetuning.adapters import add_adapter, pack_adapter, save_adapter
 from jenga_core.finetuning.data import Encoded, collator, encode_file
 from jenga_core.finetuning.dense_reference import DenseReference, measure_dense
@@ -126,6 +128,22 @@ def test_memory_is_measured_beside_dense_with_one_batch_and_training_does_not_no
     ((sparse_bytes, dense),) = watcher.memory
     assert dense.tokens == watcher.steps[1]["trained_tokens"]
     assert 0.2 < sparse_bytes / dense.activation_bytes < 0.9
+
+
+def test_what_is_done_beside_the_clock_is_no_part_of_a_step(tmp_path: Path) -> None:
+    now = [100.0]
+    watcher = Recorder()
+    callback = trainer._Callback(watcher, tmp_path, clock=lambda: now[0])
+    state = TrainerState(num_input_tokens_seen=0)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    callback.on_train_begin(arguments, state, TrainerControl())
+    now[0] += 1
+    with callback.beside_the_clock():
+        now[0] += 50
+    now[0] += 1
+    state.num_input_tokens_seen, state.global_step = 64, 1
+    callback.on_log(arguments, state, TrainerControl(), {"loss": 1.0, "learning_rate": 0.1})
+    assert watcher.steps[1]["tokens_per_second"] == pytest.approx(32)
 
 
 def test_a_short_run_wastes_no_step_on_a_rate_of_zero(tmp_path: Path) -> None:

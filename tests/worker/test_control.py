@@ -12,11 +12,11 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jenga_core.config import JengaConfig
 from jenga_core.service.db.base import database_now
-from jenga_core.service.db.models import Job, JobEvent, JobMetric
+from jenga_core.service.db.models import Job, JobEvent, JobMetric, Worker
 from jenga_core.service.db.session import Database
 from jenga_core.service.fleet import leases
 from jenga_core.service.jobs import lifecycle
@@ -216,10 +216,30 @@ def test_oom_policy_shrink_tries_once_more_with_recompute(
     assert sum("goes back to the queue, once, with recompute='full' and offload" in message for message in told) == 1
 
 
-def test_what_could_not_be_computed_again_is_not_tried_again(database: Database, seeded: Seed) -> None:
+def test_what_could_not_be_computed_again_is_not_tried_again(
+    settings: Settings, database: Database, seeded: Seed
+) -> None:
     """recompute='full' with dropout is refused by the config."""
     job = new_job(seeded, oom_policy="shrink", config={"lora": {"dropout": 0.1}})
-    assert smaller(job, OF_THE_GPU) is None
+    with database.reading() as session:
+        assert smaller(session, settings, job, OF_THE_GPU) is None
+
+
+def test_nothing_is_moved_to_a_host_that_has_no_room(settings: Settings, database: Database, seeded: Seed) -> None:
+    """It would wait forever."""
+    config = JengaConfig.preset("lora", context_length_tokens=4096).model_dump(mode="json")
+    job = new_job(seeded, gpus=1, oom_policy="shrink", config=config)
+    full = new_job(seeded, gpus=1, oom_policy="shrink", config={**config, "recompute": "full"})
+    join_fleet(database, *gpus("a"))
+    for host_bytes, offload in ((2**40, True), (2**20, False)):
+        with database.writing() as session:
+            session.execute(update(Worker).values(memory_bytes=host_bytes))
+        with database.reading() as session:
+            found = smaller(session, settings, job, OF_THE_GPU)
+            assert found is not None
+            assert (found["config"]["recompute"], found["config"]["offload"]) == ("full", offload)
+            assert (found["host_bytes"] > 0) == offload
+            assert (smaller(session, settings, full, OF_THE_GPU) is not None) == offload
 
 
 OF_THE_GPU = ErrorMessage(code="out_of_memory", message="", peak_bytes=1)
@@ -240,10 +260,17 @@ OF_THE_HOST = ErrorMessage(code="out_of_memory", message="")
     ],
 )
 def test_what_is_tried_once_more_needs_less_of_what_ran_out(
-    database: Database, seeded: Seed, config: dict[str, Any], told: ErrorMessage | None, again: dict[str, Any] | None
+    settings: Settings,
+    database: Database,
+    seeded: Seed,
+    config: dict[str, Any],
+    told: ErrorMessage | None,
+    again: dict[str, Any] | None,
 ) -> None:
     """None: the kernel killed the trainer, for want of the host's memory."""
-    assert smaller(new_job(seeded, oom_policy="shrink", config=config), told) == again
+    with database.reading() as session:
+        found = smaller(session, settings, new_job(seeded, gpus=1, oom_policy="shrink", config=config), told)
+    assert (found and found["config"]) == again
 
 
 def test_a_frozen_supervisor_s_trainer_dies_with_its_lease(

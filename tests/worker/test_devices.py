@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 
 from jenga_core.service.fleet.registration import Process
 from tests.support.processes import is_alive
-from worker import devices
+from worker import devices, host_memory
 from worker.protocol import EVENTS_FD_VARIABLE
 from worker.watchdog import LEASE_FD_VARIABLE
 
@@ -113,12 +112,11 @@ def test_a_machine_without_a_driver_is_one_device_with_a_lasting_name(monkeypatc
     assert devices.driver_version() is None
 
 
-def test_the_memory_of_a_container_is_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(devices, "CGROUP_LIMIT", limit)
+def test_the_memory_of_a_host_is_what_its_cgroup_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "limit_bytes", lambda: None)
     machine = devices.host_memory_bytes()
-    for told, expected in (("max\n", machine), ("1048576\n", 2**20), (f"{2 * machine}\n", machine)):
-        limit.write_text(told)
+    for limit, expected in ((2**20, 2**20), (2 * machine, machine)):
+        monkeypatch.setattr(host_memory, "limit_bytes", lambda limit=limit: limit)
         assert devices.host_memory_bytes() == expected
 
 

@@ -38,3 +38,26 @@ def test_it_reads_the_count(mount: Path, tmp_path: Path, own: str, file: str, te
 
 def test_without_a_counter_there_is_none(mount: Path) -> None:
     assert host_memory.oom_kills() is None
+    assert host_memory.limit_bytes() is None
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "least"),
+    [
+        ("0::/jobs\n", {"jobs/memory.max": "4096\n"}, 4096),
+        ("0::/jobs\n", {"jobs/memory.max": "max\n"}, None),
+        (
+            "0::/all.slice/jobs.service\n",
+            {"all.slice/jobs.service/memory.max": "max", "all.slice/memory.max": "64"},
+            64,
+        ),
+        ("0::/seen/from/the/host\n", {"memory.max": "4096\n"}, 4096),
+        ("7:memory:/jobs\n", {"memory/jobs/memory.limit_in_bytes": "4096\n"}, 4096),
+    ],
+)
+def test_it_reads_the_limit(mount: Path, tmp_path: Path, own: str, files: dict[str, str], least: int | None) -> None:
+    (tmp_path / "cgroup").write_text(own)
+    for file, text in files.items():
+        (mount / file).parent.mkdir(parents=True, exist_ok=True)
+        (mount / file).write_text(text)
+    assert host_memory.limit_bytes() == least

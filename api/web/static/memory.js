@@ -43,7 +43,7 @@ const label = (phase, amount) => el("p", {}, el("span", {}, nameOf(phase)), el("
 
 function summary(ours, dense, { finished_at: ended }) {
   if (!ours && ended) return ["The job ended before its own memory was measured."];
-  if (!ours) return [dense ? "The dense reference is measured; this job's own steps come next." : "Measured once training begins."];
+  if (!ours) return [dense ? "The dense step is measured; this job's own memory is told after its last step." : "Measured once training begins."];
   const saved = `Activations saved for backward: ${format.bytes(ours.activation_bytes)}`;
   if (!dense) return [`${saved}.`];
   const compared = format.comparison(ours.activation_bytes, dense.activation_bytes);

@@ -1,7 +1,8 @@
 """What a job would be, before it is made: rows, tokens, steps, memory, devices that it fits on, time. Writes nothing.
 
-Time comes from what is known: earlier jobs of the same model and method and of about the same context, how fast they
-trained and how long they took before and after. Where there are none, nobody knows, and none is given.
+Time comes from what is known: earlier jobs of the same model and method, on as many devices and of about the same
+context, how fast they trained and how long they took before and after. Where there are none, nobody knows, and none is
+given.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jenga_core.memory.fitting import longest_context, smallest_change
 from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import Job, JobMetric
 from jenga_core.service.estimates.rows import RowCounts
+from jenga_core.service.fleet.plan import HOST_SHARE
 from jenga_core.service.fleet.repository import DeviceView, Fleet
 from jenga_core.service.jobs.state import JobState
 
@@ -66,12 +68,13 @@ def batch_size_of(hyperparameters: Mapping[str, Any]) -> int:
     return DEFAULT_BATCH_SIZE if value == "auto" else int(value)
 
 
-def steps_of(config: JengaConfig, hyperparameters: Mapping[str, Any], sequences: int) -> int:
-    """Optimizer steps, as finetuning/trainer.make_plan counts them."""
+def steps_of(config: JengaConfig, hyperparameters: Mapping[str, Any], sequences: int, gpus: int = 1) -> int:
+    """Optimizer steps, as finetuning/trainer.make_plan counts them; each of several GPUs takes a share of the data."""
     if config.max_steps is not None:
         return config.max_steps
     epochs = DEFAULT_EPOCHS if hyperparameters["n_epochs"] == "auto" else int(hyperparameters["n_epochs"])
-    return epochs * math.ceil(sequences / (batch_size_of(hyperparameters) * config.gradient_accumulation_steps))
+    of_each_gpu = math.ceil(sequences / gpus)
+    return epochs * math.ceil(of_each_gpu / (batch_size_of(hyperparameters) * config.gradient_accumulation_steps))
 
 
 def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_kind: str) -> list[Setting]:
@@ -91,23 +94,25 @@ def settings_of(shape: ModelShape, config: JengaConfig, batch_size: int, device_
     ]
 
 
-def fits_of(shape: ModelShape, config: JengaConfig, batch_size: int, fleet: Fleet) -> list[Fit]:
-    """Every device of a worker that is online."""
+def fits_of(shape: ModelShape, config: JengaConfig, batch_size: int, fleet: Fleet, gpus: int = 1) -> list[Fit]:
+    """Every device of a worker that is online; what offload keeps must fit the memory of its host, too."""
     found = []
     for worker in fleet.workers:
         for device in worker.devices if worker.state == "online" else ():
-            needed = memory.estimate(shape, config, batch_size, device_kind=device.kind).device_bytes
+            needed = memory.estimate(shape, config, batch_size, device_kind=device.kind)
+            room_bytes = math.inf if worker.memory_bytes is None else HOST_SHARE * worker.memory_bytes
             longest = longest_context(shape, config, batch_size, device.memory_bytes, device.kind)
-            found.append(Fit(device, needed <= device.memory_bytes, longest))
+            fits = needed.device_bytes <= device.memory_bytes and gpus * needed.host_bytes <= room_bytes
+            found.append(Fit(device, fits, longest))
     return found
 
 
 def advice_of(shape: ModelShape, config: JengaConfig, batch_size: int, fits: Sequence[Fit]) -> str | None:
     """What to change when no GPU is large enough, in words; None when one is, or when there are none."""
-    gpus = [fit for fit in fits if fit.device.kind == "cuda"]
-    if not gpus or any(fit.fits for fit in gpus):
+    on_gpus = [fit for fit in fits if fit.device.kind == "cuda"]
+    if not on_gpus or any(fit.fits for fit in on_gpus):
         return None
-    largest = max(fit.device.memory_bytes for fit in gpus)
+    largest = max(fit.device.memory_bytes for fit in on_gpus)
     change = smallest_change(shape, config, batch_size, largest)
     if change is None:
         return f"no setting makes this job fit the largest GPU here ({largest / 2**30:.0f} GiB); use a smaller model"
@@ -115,14 +120,20 @@ def advice_of(shape: ModelShape, config: JengaConfig, batch_size: int, fits: Seq
 
 
 def seconds_of(
-    session: Session, model: str, config: JengaConfig, hyperparameters: Mapping[str, Any], counts: RowCounts
+    session: Session,
+    model: str,
+    config: JengaConfig,
+    hyperparameters: Mapping[str, Any],
+    counts: RowCounts,
+    gpus: int = 1,
 ) -> Seconds | None:
     """From the speed of the newest jobs that resemble this one; None when there are none."""
-    speeds, around = _speeds_and_around(session, model, config)
+    speeds, around = _speeds_and_around(session, model, config, gpus)
     if not speeds or not around or not counts.sequences:
         return None
-    per_step = batch_size_of(hyperparameters) * config.gradient_accumulation_steps * counts.tokens / counts.sequences
-    tokens = steps_of(config, hyperparameters, counts.sequences) * per_step
+    sequences = gpus * batch_size_of(hyperparameters) * config.gradient_accumulation_steps
+    of_step = sequences * counts.tokens / counts.sequences
+    tokens = steps_of(config, hyperparameters, counts.sequences, gpus) * of_step
     slow, fast = speeds[0], speeds[-1]
     if len(speeds) > 1:
         slow, *_, fast = quantiles(speeds, n=10, method="inclusive")
@@ -139,10 +150,10 @@ def require_sequences(counts: RowCounts, context_length_tokens: int) -> None:
         raise DataError(f"no row leaves a sequence with a label in {context_length_tokens} tokens")
 
 
-def _speeds_and_around(session: Session, model: str, config: JengaConfig) -> tuple[list[float], list[float]]:
+def _speeds_and_around(session: Session, model: str, config: JengaConfig, gpus: int) -> tuple[list[float], list[float]]:
     """Of earlier jobs like this one, both ascending: tokens per second of steps, and the seconds that a job took beside
     its steps."""
-    ended = select(Job).where(Job.state == JobState.SUCCEEDED, Job.model == model)
+    ended = select(Job).where(Job.state == JobState.SUCCEEDED, Job.model == model, Job.gpus == gpus)
     method = _method_of(config.model_dump(mode="json"))
     speeds: list[float] = []
     around: list[float] = []
@@ -165,8 +176,8 @@ def _speeds_and_around(session: Session, model: str, config: JengaConfig) -> tup
 
 
 def _method_of(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What decides how long a step takes, and what comes before the first."""
-    of_all = ("enabled", "recompute", "offload", "attention_group_tokens")
-    of_selection = ("scope", "by", "score", "below_entry", "unselected")
+    """What of a config decides most how long a step takes, and what comes before the first."""
+    of_all = {"enabled": True, "recompute": "none", "offload": False, "attention_group_tokens": None, "fused": True}
+    of_selection = ("scope", "by", "score", "keep_fraction", "entry_layer", "below_entry", "unselected")
     selection = config["selection"] if config["enabled"] else {}
-    return (*(config.get(name) for name in of_all), *(selection.get(name) for name in of_selection))
+    return (*(config.get(name, default) for name, default in of_all.items()), *map(selection.get, of_selection))

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import Device, DeviceLease, Job, Team, Worker
 from jenga_core.service.fleet import usage
-from jenga_core.service.fleet.plan import Plan, Slot, Waiter, could_ever, plan
+from jenga_core.service.fleet.plan import HOST_SHARE, Plan, Slot, Waiter, could_ever, plan
 from jenga_core.service.fleet.registration import is_online
 from jenga_core.service.jobs.state import JobState
 
@@ -79,6 +79,19 @@ def waiting(session: Session, job_ids: Collection[str]) -> dict[str, Waiting]:
         if waiter.job_id in job_ids:
             told[waiter.job_id] = Waiting(position, _reason(waiter, made, slots, full))
     return told
+
+
+def host_room_bytes(session: Session, *, gpus: int, device_bytes: int) -> int | None:
+    """What a job may keep for each of its GPUs in the memory of the largest host that has so many GPUs of that size.
+
+    Hosts that are away count. None: there is no such host, or somebody's memory is not known.
+    """
+    of_gpus = select(Worker.id, Worker.memory_bytes).join(Device, Device.worker_id == Worker.id)
+    large = of_gpus.where(Device.kind == "cuda", Device.memory_bytes >= device_bytes)
+    hosts = session.execute(large.group_by(Worker.id, Worker.memory_bytes).having(func.count() >= gpus)).all()
+    sizes = [memory_bytes for _, memory_bytes in hosts]
+    known = [size for size in sizes if size is not None]
+    return int(HOST_SHARE * max(known)) // gpus if known and len(known) == len(sizes) else None
 
 
 def _plan(session: Session, *, here: str = "") -> Plan:
@@ -155,10 +168,11 @@ def _of(count: int, total: int) -> str:
 
 
 def _wanted(waiter: Waiter, slots: Sequence[Slot]) -> str:
-    devices = "a free device" if waiter.gpus == 1 else f"{waiter.gpus} free devices of one host"
-    if waiter.memory_bytes is None or all(slot.is_cpu for slot in slots):
-        return devices
-    wanted = f"{devices} with {waiter.memory_bytes / 2**30:.1f} GiB"
+    wanted = "a free device" if waiter.gpus == 1 else f"{waiter.gpus} free devices of one host"
+    if all(slot.is_cpu for slot in slots):
+        return wanted
+    if waiter.memory_bytes is not None:
+        wanted += f" with {waiter.memory_bytes / 2**30:.1f} GiB"
     if waiter.host_bytes:
         wanted += f", and {waiter.gpus * waiter.host_bytes / 2**30:.1f} GiB of its host's memory"
     return wanted

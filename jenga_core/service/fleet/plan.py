@@ -146,9 +146,11 @@ def plan(
                 made.fillers.add(waiter.job_id)
         elif made.head is None and any(could_ever(waiter, devices) for devices in hosts.values()):
             made.head = waiter
-            made.give_way = _give_way(waiter, hosts, taken)
+            host, made.give_way = _give_way(waiter, hosts, taken)
             if made.give_way:  # its devices come free in a moment: nobody else may take what it needs with them
                 taken |= {slot.uuid: 0 for devices in hosts.values() for slot in devices if waiter.fits(slot)}
+                theirs = [slot.uuid for slot in hosts[host] if waiter.fits(slot)]
+                taken |= dict.fromkeys(theirs[: waiter.gpus], waiter.host_bytes)
     return made
 
 
@@ -175,10 +177,10 @@ def could_ever(waiter: Waiter, devices: Sequence[Slot]) -> bool:
     return min(fitting, _host_has_room_for(waiter, devices, {}, without=everyone)) >= waiter.gpus
 
 
-def _give_way(head: Waiter, hosts: Mapping[str, list[Slot]], taken: Mapping[str, int]) -> list[str]:
-    """The fewest fillers of one host without which the head can start; none when that would not help."""
-    best: list[str] = []
-    for devices in hosts.values():
+def _give_way(head: Waiter, hosts: Mapping[str, list[Slot]], taken: Mapping[str, int]) -> tuple[str, list[str]]:
+    """A host and few of its fillers, without which the head can start there; none when that would not help."""
+    best: tuple[str, list[str]] = "", []
+    for host, devices in hosts.items():
         held = Counter[str]()
         for slot in devices:
             if slot.filler and slot.job_id:
@@ -187,8 +189,13 @@ def _give_way(head: Waiter, hosts: Mapping[str, list[Slot]], taken: Mapping[str,
         for job_id, _ in held.most_common():
             if not _can_start(head, devices, taken, chosen):
                 chosen.append(job_id)
-        if chosen and _can_start(head, devices, taken, chosen) and (not best or len(chosen) < len(best)):
-            best = chosen
+        if not chosen or not _can_start(head, devices, taken, chosen):
+            continue
+        for job_id in tuple(chosen):
+            if _can_start(head, devices, taken, others := [each for each in chosen if each != job_id]):
+                chosen = others
+        if not best[1] or len(chosen) < len(best[1]):
+            best = host, chosen
     return best
 
 

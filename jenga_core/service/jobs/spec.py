@@ -24,10 +24,10 @@ from jenga_core.memory.fitting import longest_context, smallest_change
 from jenga_core.memory.model_shape import ModelShape
 from jenga_core.patching.architectures import architecture_of, check_rope, check_targets
 from jenga_core.service.db.base import database_now
-from jenga_core.service.db.models import BaseModelEntry, Device, Job, Worker
+from jenga_core.service.db.models import BaseModelEntry, Device, Job
 from jenga_core.service.estimates.estimate import batch_size_of
 from jenga_core.service.files import repository as files
-from jenga_core.service.fleet.plan import HOST_SHARE
+from jenga_core.service.fleet.placement import host_room_bytes
 from jenga_core.service.ids import new_id
 from jenga_core.service.models import registry
 from jenga_core.service.settings import Settings
@@ -178,12 +178,14 @@ def _needed(
     )
     on_cpu = estimate(shape, request.config, batch_size, device_kind="cpu")
     if not devices or predicted.device_bytes <= largest_gpu or (largest_cpu and on_cpu.low_bytes <= largest_cpu):
-        _check_host(session, request.gpus, predicted)
+        if devices and predicted.device_bytes <= largest_gpu:
+            _check_host(session, request.gpus, predicted)
         return predicted
     kind, name, largest = ("cuda", "GPU", largest_gpu) if largest_gpu else ("cpu", "CPU", largest_cpu)
     needed = predicted if largest_gpu else on_cpu
     longest = longest_context(shape, request.config, batch_size, largest, kind)
-    change = smallest_change(shape, request.config, batch_size, largest, kind)
+    room_bytes = host_room_bytes(session, gpus=request.gpus, device_bytes=0)
+    change = smallest_change(shape, request.config, batch_size, largest, kind, room_bytes)
     raise ConfigError(
         f"the job needs about {needed.device_bytes / GIB:.1f} GiB of {name} memory ({needed.low_bytes / GIB:.1f} to "
         f"{needed.high_bytes / GIB:.1f} GiB for training itself), and the largest {name} for it has "
@@ -196,16 +198,14 @@ def _needed(
 
 
 def _check_host(session: Session, gpus: int, needed: MemoryEstimate) -> None:
-    """Raise ConfigError when every GPU host of the fleet has less memory than the job keeps there."""
-    of_hosts = select(Worker.memory_bytes).join(Device, Device.worker_id == Worker.id).where(Device.kind == "cuda")
-    sizes = session.scalars(of_hosts.distinct()).all()
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes) or not known or gpus * needed.host_bytes <= HOST_SHARE * max(known):
+    """Raise ConfigError when every host that has the GPUs has less memory than the job keeps there."""
+    room_bytes = host_room_bytes(session, gpus=gpus, device_bytes=needed.device_bytes)
+    if room_bytes is None or needed.host_bytes <= room_bytes:
         return
     raise ConfigError(
         f"with jenga.offload the job keeps about {gpus * needed.host_bytes / GIB:.1f} GiB in its host's memory, and "
-        f"{HOST_SHARE:.0%} of the largest host's are {HOST_SHARE * max(known) / GIB:.1f} GiB; leave jenga.offload out, "
-        "or use fewer tokens",
+        f"jobs may keep {gpus * room_bytes / GIB:.1f} GiB in that of the largest host with GPUs for it; leave "
+        "jenga.offload out, or use fewer tokens",
         code="does_not_fit",
         param="jenga.offload",
     )

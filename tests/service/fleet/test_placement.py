@@ -93,6 +93,29 @@ def test_the_memory_of_a_host_is_shared_by_what_its_jobs_keep_there(database: Da
     assert claimed(database, worker).id == second
 
 
+def test_what_waits_in_vain_is_told_with_the_memory_of_the_host(database: Database, submit: Submit) -> None:
+    job = submit(host_bytes=100 * GIB)
+    join_fleet(database, *gpus("0"), host_gib=64)
+    with database.reading() as session:
+        reason = placement.waiting(session, [job])[job].reason
+    assert reason == "no worker that is online has a free device, and 100.0 GiB of its host's memory"
+
+
+def test_the_room_of_a_host_is_that_of_one_which_has_the_devices(database: Database) -> None:
+    def room(gpus: int = 1, gib: int = 0) -> int | None:
+        with database.reading() as session:
+            return placement.host_room_bytes(session, gpus=gpus, device_bytes=gib * GIB)
+
+    assert room() is None
+    join_fleet(database, *gpus("s0", "s1", gib=24), host="small GPUs", host_gib=1000)
+    join_fleet(database, *gpus("l0", "l1", gib=80), host="large GPUs", host_gib=100)
+    join_fleet(database, Report("CPU-1", "cpu", "test", 4000 * GIB), host="none", host_gib=4000)
+    assert (room(), room(2), room(3)) == (800 * GIB, 400 * GIB, None)
+    assert (room(1, 60), room(2, 60), room(1, 100)) == (80 * GIB, 40 * GIB, None)
+    join_fleet(database, *gpus("x", gib=80), host="of unknown size")
+    assert (room(1, 60), room(2, 60)) == (None, 40 * GIB)
+
+
 def test_several_jobs_share_a_host_and_one_job_may_take_several_devices(database: Database, submit: Submit) -> None:
     first, pair, _late = submit(), submit(gpus=2), submit()
     worker = join_fleet(database, *gpus("0", "1", "2"))

@@ -140,6 +140,28 @@ def test_a_filler_gives_way_for_the_memory_of_its_host_too() -> None:
     assert plan([waiter("job", host_bytes=20 * GIB)], [filler, second], {}).starts
 
 
+def test_no_filler_takes_the_memory_of_the_host_that_the_head_waits_for() -> None:
+    """On a device that is too small for the head, with others that do the same in turn."""
+    large, *small = on_host_of(100, *slots(("host", 1)), *slots(("small", 2), gib=24))
+    small = [replace(each, host="host") for each in small]
+    filler = replace(small[0], job_id="f2", filler=True, held_host_bytes=30 * GIB)
+    queue = [
+        waiter("head", memory_bytes=60 * GIB, host_bytes=60 * GIB),
+        waiter("f3", at=1, memory_bytes=20 * GIB, host_bytes=30 * GIB),
+        waiter("without", at=2, memory_bytes=20 * GIB),
+    ]
+    made = plan(queue, [large, filler, small[1]], {})
+    assert (made.give_way, list(made.starts)) == (["f2"], ["without"])
+
+
+def test_a_filler_without_which_nothing_changes_stays() -> None:
+    first, second, third = on_host_of(100, *slots(("host", 3)))
+    without = replace(first, job_id="a", filler=True)
+    keeps = replace(second, job_id="b", filler=True, held_host_bytes=40 * GIB)
+    for fleet in ([without, keeps, third], [keeps, without, third]):
+        assert plan([waiter("job", host_bytes=50 * GIB)], fleet, {}).give_way == ["b"]
+
+
 def test_on_a_cpu_nothing_moves_to_the_memory_of_the_host() -> None:
     (cpu,) = on_host_of(1, Slot("CPU-1", "host", GIB, is_cpu=True))
     assert plan([waiter("job", host_bytes=500 * GIB)], [cpu], {}).starts

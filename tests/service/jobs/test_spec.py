@@ -11,7 +11,7 @@ from jenga_core.config import JengaConfig
 from jenga_core.errors import ConfigError
 from jenga_core.memory.estimate import estimate
 from jenga_core.memory.model_shape import ModelShape
-from jenga_core.service.db.models import BaseModelEntry, Job
+from jenga_core.service.db.models import BaseModelEntry, Job, Worker
 from jenga_core.service.db.session import Database
 from jenga_core.service.fleet.plan import HOST_SHARE
 from jenga_core.service.fleet.registration import Report
@@ -99,11 +99,29 @@ def test_what_offload_keeps_must_fit_the_memory_of_some_host(
     gib = int(kept / HOST_SHARE / GIB) + 1  # enough for one device's share
     join_fleet(database, *gpus("a", "b", gib=80), host_gib=gib)
     assert job_of(database, settings, seeded, **offload).host_bytes == kept
-    with pytest.raises(ConfigError, match=r"keeps about [\d.]+ GiB in its host's memory, and 80% of the largest") as no:
+    with pytest.raises(ConfigError, match=r"keeps about [\d.]+ GiB in its host's memory, and jobs may keep ") as no:
         job_of(database, settings, seeded, gpus=2, **offload)
     assert (no.value.code, no.value.param) == ("does_not_fit", "jenga.offload")
+    join_fleet(database, *gpus("small", gib=1), host="small GPU", host_gib=9000)
+    with pytest.raises(ConfigError, match=r"keeps about "):
+        job_of(database, settings, seeded, gpus=2, **offload)
     join_fleet(database, *gpus("c", "d", gib=80), host="of unknown size")
     assert job_of(database, settings, seeded, gpus=2, **offload).host_bytes == kept
+
+
+def test_offload_is_no_advice_where_no_host_has_room_for_it(
+    database: Database, settings: Settings, seeded: Seed
+) -> None:
+    def refused(**config: Any) -> str:
+        with pytest.raises(ConfigError) as error:
+            job_of(database, settings, seeded, context_length_tokens=2**17, **config)
+        return error.value.message
+
+    worker = join_fleet(database, *gpus("a", gib=16))
+    assert "recompute='full' and offload=True would fit" in refused()
+    with database.writing() as session:
+        session.get_one(Worker, worker).memory_bytes = GIB
+    assert "offload" not in refused()
 
 
 def test_more_devices_than_any_host_has_are_refused(database: Database, settings: Settings, seeded: Seed) -> None:
