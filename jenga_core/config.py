@@ -43,7 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         }
     },
     "lora": {"enabled": False},
-    "longlora": {"enabled": False, "attention_group_tokens": 2048},
+    "longlora": {"enabled": False, "attention_group_tokens": 2048, "attention_sink_tokens": 0},
 }
 """What a preset changes against the field defaults below, which are those of `jenga`. `jenga-paper` is the paper's own
 rule: thresholds by Algorithm 1, a new set in every layer, loss on all tokens, predicted scores once there are
@@ -304,6 +304,10 @@ class JengaConfig(_Part):
     """Layers that compute with gradient attend within groups of so many of their tokens only, half of the heads in
     groups that are shifted by half of that (LongLoRA's shifted sparse attention). Of dense training that is the preset
     `longlora`; of the involved tokens alone, the paper's two-dimensional sparsity. None: to all."""
+
+    attention_sink_tokens: int = Field(default=64, ge=0)
+    """In groups, each token also sees the first so many of its document, where attention rests when it finds nothing.
+    0: it does not, as LongLoRA was published."""
 
     fused: bool = True
     """Layers whose structure is known run as fewer and leaner operations. False leaves them to transformers and peft,

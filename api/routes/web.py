@@ -35,7 +35,7 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-store",
 }
 _PLOTLY = f"plotly-{version('plotly')}.min.js"
-_NEXT_PAGE = re.compile(r"(jobs/[\w-]+|compare|files|predictors|fleet|keys)?(\?[\w=&.:-]*)?")
+_NEXT_PAGE = re.compile(r"(jobs/[\w-]+|compare|storage|predictors|fleet|keys)?(\?[\w=&.:-]*)?")
 """Where the login form may lead: our own pages, below this one."""
 
 
@@ -89,10 +89,10 @@ def compare_page(request: Request) -> Response:
     return _page_of(request, "compare.html", here="compare", root="./", plotly=_PLOTLY)
 
 
-@router.get("/files")
+@router.get("/storage")
 def files_page(request: Request) -> Response:
-    """Models, and the team's files."""
-    return _page_of(request, "files.html", here="files", root="./")
+    """Models, and the team's files. Not at /files, where a client lands whose base URL lacks /v1."""
+    return _page_of(request, "files.html", here="storage", root="./")
 
 
 @router.get("/predictors")

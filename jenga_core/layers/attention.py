@@ -23,6 +23,7 @@ from torch import Tensor
 from jenga_core.elimination.selection import Selection
 from jenga_core.layers.rows import put_rows, take_rows
 from jenga_core.layers.sight import Sight
+from jenga_core.layers.sink import add_sink_gradients, merge_sink
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def attend(call: AttentionCall, sight: Sight) -> tuple[Tensor, Tensor]:
                 q, k, v, None, True, 0.0, True, False, scale=call.scale
             )
             return o, lse.reshape(q.shape[:3])
-        return _forward_of(q)(q, k, v, sight.first_BG, sight.last_BG, scale=call.scale, softcap=call.softcap)
+        o, lse = _forward_of(q)(q, k, v, sight.first_BG, sight.last_BG, scale=call.scale, softcap=call.softcap)
+        if sight.sink is not None:
+            merge_sink(o, lse, q, k, v, sight, scale=call.scale, softcap=call.softcap)
+        return o, lse
 
 
 def attention_of_rows(call: AttentionCall, attended: Attended) -> Tensor:
@@ -109,15 +113,16 @@ def attention_over_new_keys(call: AttentionCall, attended: Attended, selection: 
     return attention_of_rows(call, Attended(attended.sight.over_all_keys(selection), k_BKTD, v_BKTD))
 
 
-def attention_in_groups(call: AttentionCall, sight: Sight, group_keys: int) -> Tensor:
+def attention_in_groups(call: AttentionCall, sight: Sight, group_keys: int, sink_keys: int) -> Tensor:
     """Attention with gradient within groups of keys, for half of the heads shifted by half a group, B x H x G x D: the
-    shifted sparse attention of LongLoRA (Chen et al. 2024, section 3.2), but that no group goes round the end."""
+    shifted sparse attention of LongLoRA (Chen et al. 2024, section 3.2), but that no group goes round the end, and that
+    every row sees the first `sink_keys` of its document, too."""
     parts = []
     for shift, (queries, keys) in zip((0, group_keys // 2), _halves(call), strict=True):
         part = replace(call, q_BHGD=call.q_BHGD[:, queries], k_BKGD=call.k_BKGD[:, keys], v_BKGD=call.v_BKGD[:, keys])
         if part.q_BHGD.shape[1] == 0:
             continue
-        parts.append(attention_of_rows(part, Attended(sight.within_groups(group_keys, shift))))
+        parts.append(attention_of_rows(part, Attended(sight.within_groups(group_keys, shift, sink_keys))))
     return torch.cat(parts, dim=1)
 
 
@@ -154,6 +159,8 @@ class _AttentionOfRows(torch.autograd.Function):
             gradients = _backward_of(q)(
                 do, q, k, v, o, lse, sight.first_BG, sight.last_BG, scale=scale, softcap=softcap
             )
+            if sight.sink is not None:
+                add_sink_gradients(gradients, do, q, k, v, o, lse, sight, scale=scale, softcap=softcap)
         return (*gradients, None, None, None, None)
 
 

@@ -127,7 +127,9 @@ class _SegmentedCrossEntropy(torch.autograd.Function):
         d_hidden_LE = hidden_ME.new_empty(L, E) if needs_hidden else None
         d_weight_VE = torch.zeros_like(weight_VE, dtype=precise) if needs_weight else None
         row_distance = -(-V // 64) * 64  # rows of logits start at multiples of 128 bytes, whatever the vocabulary
-        buffer_SV = hidden_ME.new_empty(min(segment_tokens, L), row_distance)[:, :V]
+        buffer_SV = hidden_ME.new_empty(min(segment_tokens, L), row_distance)
+        buffer_SV[:, V:].zero_()  # a CPU's products in bfloat16 read what lies between the rows, and 0 x NaN is NaN
+        buffer_SV = buffer_SV[:, :V]
         for segment in _segments(L, segment_tokens):
             h_SE = rows.of(hidden_ME, segment)
             logits_SV = buffer_SV[: h_SE.shape[0]]

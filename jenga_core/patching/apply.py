@@ -282,6 +282,7 @@ class JengaHandle:
             recompute=self.config.recompute,
             host=HostMemory.of(given["labels"].device) if self.config.offload and torch.is_grad_enabled() else None,
             attention_group_tokens=self.config.attention_group_tokens,
+            attention_sink_tokens=self.config.attention_sink_tokens,
         )
         self._begin_step(lean=True)
         route = Dense(layers) if selection is None else route_of(layers)

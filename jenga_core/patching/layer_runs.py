@@ -88,12 +88,13 @@ class LayerRuns:
         recompute: Literal["none", "mlp", "full"] = "none",
         host: HostMemory | None = None,
         attention_group_tokens: int | None = None,
+        attention_sink_tokens: int = 0,
     ) -> None:
         """
         Args:
             forwards: the layers' own.
             host: where what `full` keeps waits for backward; None: on the device.
-            attention_group_tokens: see JengaConfig.
+            attention_group_tokens, attention_sink_tokens: see JengaConfig.
         """
         self.involvement = involvement
         self.parts = involvement.parts
@@ -101,6 +102,7 @@ class LayerRuns:
         self.recompute = recompute
         self.host = host
         self.attention_group_tokens = attention_group_tokens
+        self.attention_sink_tokens = attention_sink_tokens
 
     def with_gradient(
         self, index: int, x_BxE: Tensor, arguments: Mapping[str, Any], among: Selection | None = None
@@ -235,7 +237,8 @@ class LayerRuns:
 
         def attend_in_groups(call: AttentionCall) -> Tensor:
             refuse_dropout(call)
-            return attention_in_groups(call, self.involvement.sight(call.window_tokens, among), group_tokens)
+            sight = self.involvement.sight(call.window_tokens, among)
+            return attention_in_groups(call, sight, group_tokens, self.attention_sink_tokens)
 
         with self._attention_by(index, attend_in_groups):
             return self.forwards[index](x_BxE, **without_mask(arguments))

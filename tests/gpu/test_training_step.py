@@ -23,6 +23,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "per layer": {"selection": {"scope": "per_layer"}, "recompute": "full"},
     "lora": {"preset": "lora"},
     "lora, recomputed": {"preset": "lora", "recompute": "full"},
+    "groups": {"preset": "longlora", "attention_group_tokens": 48, "attention_sink_tokens": 16},
+    "groups among the involved": {"attention_group_tokens": 32, "attention_sink_tokens": 16},
 }
 
 

@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
         "job-per-layer": f"jobs/{gallery.job_id('contracts-paper')}",
         "new": f"jobs/new?from={gallery.job_id('contracts')}",
         "compare": f"compare?{compared}",
-        "files": "files",
+        "files": "storage",
         "predictors": "predictors",
         "fleet": "fleet",
         "keys": "keys",

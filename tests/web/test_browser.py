@@ -46,7 +46,7 @@ def test_every_page_is_filled_fits_and_has_no_serious_fault(visit: Visit) -> Non
         "jobs/new": "Every other setting",
         f"compare?job={seed.RUNNING}&job={seed.SUCCEEDED}": "held-out loss, now",
         "compare": "Two jobs make a comparison",
-        "files": "left by a job",
+        "storage": "left by a job",
         "predictors": "Recall 92% or more",
         "fleet": "held by",
         "keys": "in use here",
@@ -408,7 +408,7 @@ def test_rows_longer_than_the_context_are_told_apart(visit: Visit, settings: Set
 
 
 def test_files_and_models_are_listed_and_deleted(visit: Visit, database: Database) -> None:
-    visit.open("files")
+    visit.open("storage")
     page = visit.page
     files = page.locator("#files tbody tr")
     expect(files).to_have_count(len(seed.FILES))

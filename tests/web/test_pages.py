@@ -18,7 +18,7 @@ from jenga_core.service.db.session import Database
 from tests.web.conftest import Site
 from tests.web.seed import RUNNING
 
-PATHS = ("/", "/jobs/new", f"/jobs/{RUNNING}", "/compare", "/files", "/predictors", "/fleet", "/keys")
+PATHS = ("/", "/jobs/new", f"/jobs/{RUNNING}", "/compare", "/storage", "/predictors", "/fleet", "/keys")
 
 
 def test_pages_ask_for_the_key_first(site: Site) -> None:
