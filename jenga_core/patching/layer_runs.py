@@ -149,8 +149,8 @@ class LayerRuns:
         return y_BxE, ExactLayer(x_BxE, arguments, attended[0], keys_bytes, drew)
 
     def for_rows(self, index: int, x_BTE: Tensor, left: ExactLayer, selection: Selection) -> ExactLayer:
-        """What the layer left, with what its rows need of all tokens in backward: keys and values, made again where they
-        were not kept; or their source x, where that is smaller than these and the rows of x."""
+        """What the layer left, with what its rows need of all tokens in backward: keys and values, made again if they
+        were not kept; or x, which they are made of, where that is smaller than these and the rows of x."""
         if left.attended.k_BKTD is not None or not torch.is_grad_enabled():
             return left
         if left.drew_random_numbers:
