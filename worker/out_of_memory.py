@@ -41,7 +41,7 @@ def explain(session: Session, settings: Settings, job: Job, told: ErrorMessage |
     except JengaError:  # the model is gone meanwhile; what the trainer told is still true
         return told.message
     predicted = estimate(shape, config, batch_size)
-    room_bytes = host_room_bytes(session, gpus=job.gpus, device_bytes=0)
+    room_bytes = host_room_bytes(session, gpus=job.gpus)
     less = min(capacity_bytes, predicted.expected_bytes - 1)
     change = smallest_change(shape, config, batch_size, less, host_capacity_bytes=room_bytes)
     return (

@@ -79,14 +79,19 @@ class ModelShape:
     @classmethod
     def from_folder(cls, folder: Path, *, parameters: int | None = None) -> ModelShape:
         """From the config.json inside. Raises ConfigError."""
-        path = folder / "config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise ConfigError(f"{path} must hold a JSON object, got {type(config).__name__}")
-        return cls.from_config(config, parameters=parameters)
+        return cls.from_config(config_of_folder(folder), parameters=parameters)
+
+
+def config_of_folder(folder: Path) -> dict[str, Any]:
+    """The config.json inside. Raises ConfigError where there is none, or no JSON object in it."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    return config
 
 
 def _layer_types(config: Mapping[str, Any], model_type: str, layers: int) -> tuple[str, ...] | None:

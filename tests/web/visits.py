@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, FloatRect, Locator, Page, expect
 
 TIMEOUT_MILLISECONDS = 20_000
 SERIOUS = ("serious", "critical")
@@ -73,3 +73,10 @@ def visiting(browser: Browser, url: str, *, narrow: bool = False) -> Iterator[Vi
 def fits(page: Page) -> bool:
     """Nothing makes the page scroll sideways."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+def box_of(node: Locator) -> FloatRect:
+    """Where it is drawn, in CSS pixels."""
+    box = node.bounding_box()
+    assert box is not None
+    return box

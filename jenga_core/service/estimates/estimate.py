@@ -24,7 +24,7 @@ from jenga_core.memory.fitting import longest_context, smallest_change
 from jenga_core.memory.model_shape import ModelShape
 from jenga_core.service.db.models import Job, JobMetric
 from jenga_core.service.estimates.rows import RowCounts
-from jenga_core.service.fleet.plan import HOST_SHARE
+from jenga_core.service.fleet.plan import room_for_jobs
 from jenga_core.service.fleet.repository import DeviceView, Fleet
 from jenga_core.service.jobs.state import JobState
 
@@ -100,7 +100,7 @@ def fits_of(shape: ModelShape, config: JengaConfig, batch_size: int, fleet: Flee
     for worker in fleet.workers:
         for device in worker.devices if worker.state == "online" else ():
             needed = memory.estimate(shape, config, batch_size, device_kind=device.kind)
-            room_bytes = math.inf if worker.memory_bytes is None else HOST_SHARE * worker.memory_bytes
+            room_bytes = math.inf if worker.memory_bytes is None else room_for_jobs(worker.memory_bytes)
             longest = longest_context(shape, config, batch_size, device.memory_bytes, device.kind)
             fits = needed.device_bytes <= device.memory_bytes and gpus * needed.host_bytes <= room_bytes
             found.append(Fit(device, fits, longest))

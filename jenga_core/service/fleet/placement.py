@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jenga_core.service.db.base import database_now
 from jenga_core.service.db.models import Device, DeviceLease, Job, Team, Worker
 from jenga_core.service.fleet import usage
-from jenga_core.service.fleet.plan import HOST_SHARE, Plan, Slot, Waiter, could_ever, plan
+from jenga_core.service.fleet.plan import Plan, Slot, Waiter, could_ever, plan, room_for_jobs
 from jenga_core.service.fleet.registration import is_online
 from jenga_core.service.jobs.state import JobState
 
@@ -81,7 +81,7 @@ def waiting(session: Session, job_ids: Collection[str]) -> dict[str, Waiting]:
     return told
 
 
-def host_room_bytes(session: Session, *, gpus: int, device_bytes: int) -> int | None:
+def host_room_bytes(session: Session, *, gpus: int, device_bytes: int = 0) -> int | None:
     """What a job may keep for each of its GPUs in the memory of the largest host that has so many GPUs of that size.
 
     Hosts that are away count. None: there is no such host, or somebody's memory is not known.
@@ -91,7 +91,7 @@ def host_room_bytes(session: Session, *, gpus: int, device_bytes: int) -> int | 
     hosts = session.execute(large.group_by(Worker.id, Worker.memory_bytes).having(func.count() >= gpus)).all()
     sizes = [memory_bytes for _, memory_bytes in hosts]
     known = [size for size in sizes if size is not None]
-    return int(HOST_SHARE * max(known)) // gpus if known and len(known) == len(sizes) else None
+    return room_for_jobs(max(known)) // gpus if known and len(known) == len(sizes) else None
 
 
 def _plan(session: Session, *, here: str = "") -> Plan:

@@ -205,6 +205,11 @@ def _can_start(waiter: Waiter, devices: Sequence[Slot], taken: Mapping[str, int]
     return min(free, _host_has_room_for(waiter, devices, taken, without)) >= waiter.gpus
 
 
+def room_for_jobs(host_memory_bytes: int) -> int:
+    """What jobs may keep in the memory of a host, together."""
+    return int(HOST_SHARE * host_memory_bytes)
+
+
 def _host_has_room_for(
     waiter: Waiter, devices: Sequence[Slot], taken: Mapping[str, int], without: Collection[str] = ()
 ) -> int:
@@ -214,7 +219,7 @@ def _host_has_room_for(
         return len(devices)
     held = sum(slot.held_host_bytes for slot in devices if slot.job_id not in without)
     held += sum(taken.get(slot.uuid, 0) for slot in devices)
-    return max(int(HOST_SHARE * total) - held, 0) // waiter.host_bytes
+    return max(room_for_jobs(total) - held, 0) // waiter.host_bytes
 
 
 def _is_free(slot: Slot, taken: Mapping[str, int], without: Collection[str] = ()) -> bool:

@@ -184,7 +184,7 @@ def _needed(
     kind, name, largest = ("cuda", "GPU", largest_gpu) if largest_gpu else ("cpu", "CPU", largest_cpu)
     needed = predicted if largest_gpu else on_cpu
     longest = longest_context(shape, request.config, batch_size, largest, kind)
-    room_bytes = host_room_bytes(session, gpus=request.gpus, device_bytes=0)
+    room_bytes = host_room_bytes(session, gpus=request.gpus)
     change = smallest_change(shape, request.config, batch_size, largest, kind, room_bytes)
     raise ConfigError(
         f"the job needs about {needed.device_bytes / GIB:.1f} GiB of {name} memory ({needed.low_bytes / GIB:.1f} to "

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jenga_core.errors import ConfigError
+from jenga_core.memory.model_shape import config_of_folder
 from jenga_core.patching.architectures import architecture_of
 
 _INCIDENTAL = ("transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -45,7 +46,7 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
         ConfigError: names the file that is wrong.
         UnsupportedModelError: names the supported architectures.
     """
-    config = _json(folder / "config.json")
+    config = config_of_folder(folder)
     model_type = _field(config, "model_type", str)
     architecture_of(model_type)
     tensors = [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in _tensors(path)]
@@ -99,13 +100,3 @@ def _fingerprint(config: dict[str, Any], tensors: list[_Tensor]) -> str:
                 digest.update(chunk)
                 left -= len(chunk)
     return digest.hexdigest()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
